@@ -1,0 +1,1 @@
+"""From files to uint8 batches: sources, splits, decoding, augmentation, loading."""

@@ -1,0 +1,161 @@
+"""Encoded bytes -> (3, height, width) uint8 RGB. The only place where pixels come into being.
+
+JPEG takes torchvision's decoder, the fastest one measured; everything that it does not handle (CMYK, missing end
+marker, other formats) takes Pillow. Both apply the EXIF orientation.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from cvpipe.errors import ImageError
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jfif"})
+MAX_PIXELS = 178_956_970
+"""Pillow's limit, at which it takes an image for a decompression bomb."""
+
+_EXIF_ORIENTATION = 0x0112
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+def read_image(image: Any, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+    """Any accepted form of an image -> (3, height, width) uint8 RGB.
+
+    Args:
+        image: a path, encoded bytes, an array (height, width, 3) or (height, width) uint8 RGB or grey, a tensor
+            (3, height, width) uint8 RGB, or a Pillow image.
+
+    Raises:
+        ImageError: the image is missing, broken, larger than `max_pixels`, or of a kind without a meaning in RGB.
+    """
+    if isinstance(image, (str, Path)):
+        try:
+            data = Path(image).read_bytes()
+        except OSError as error:
+            raise ImageError(f"can't read the file: {error.strerror or error}") from None
+        return decode(data, max_pixels)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return decode(bytes(image), max_pixels)
+    if isinstance(image, torch.Tensor):
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+            raise ImageError(f"expected a tensor (3, height, width) uint8, found {tuple(image.shape)} {image.dtype}")
+        return image
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if hasattr(image, "convert"):
+        return _from_pillow(image, max_pixels)
+    raise ImageError(f"expected a path, bytes, array, tensor or Pillow image, found {type(image).__name__}")
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+    """Encoded bytes -> (3, height, width) uint8 RGB, upright. Raises ImageError."""
+    if not data:
+        raise ImageError("the file is empty")
+    if data[:2] == b"\xff\xd8":
+        frame = _jpeg_frame(data)
+        if frame is not None:
+            height, width, components = frame
+            _check_pixels(height, width, max_pixels)
+            if components in (1, 3) and data.rfind(b"\xff\xd9", len(data) - 4096) >= 0:
+                return _decode_jpeg(data)
+    return _decode_pillow(data, max_pixels)
+
+
+def _decode_jpeg(data: bytes) -> torch.Tensor:
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    # a bytearray, because torch warns about memory that it may not write to
+    buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    try:
+        return decode_jpeg(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+    except RuntimeError as error:
+        raise ImageError(f"broken JPEG: {_first_line(error)}") from None
+
+
+def _jpeg_frame(data: bytes) -> tuple[int, int, int] | None:
+    """(height, width, components) from the frame header; None where there is none."""
+    position, end = 2, len(data)
+    while position + 9 < end:
+        if data[position] != 0xFF:
+            return None
+        marker = data[position + 1]
+        if marker in _START_OF_FRAME:
+            height, width, components = struct.unpack_from(">HHB", data, position + 5)
+            return (height, width, components)
+        if marker == 0xFF:
+            position += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:
+            position += 2
+        else:
+            position += 2 + struct.unpack_from(">H", data, position + 2)[0]
+    return None
+
+
+def _decode_pillow(data: bytes, max_pixels: int) -> torch.Tensor:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise ImageError("not an image file (no known format)") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageError(f"broken image: {_first_line(error)}") from None
+    return _from_pillow(image, max_pixels)
+
+
+def _from_pillow(image: PIL.Image.Image, max_pixels: int) -> torch.Tensor:
+    from PIL import Image, ImageOps
+
+    _check_pixels(image.height, image.width, max_pixels)
+    try:
+        image.load()
+        if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+            rgba = image.convert("RGBA")
+            canvas = Image.new("RGBA", rgba.size, "white")
+            image = Image.alpha_composite(canvas, rgba)
+        elif image.mode.startswith("I") or image.mode == "F":
+            return _from_deep(np.asarray(image), image.mode)
+        return _from_array(np.asarray(image.convert("RGB")))
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+        raise ImageError(f"broken image: {_first_line(error)}") from None
+
+
+def _from_deep(grey: np.ndarray[Any, Any], mode: str) -> torch.Tensor:
+    """16-bit grey (as uint16 or as Pillow's int32), or float in 0..1, -> RGB."""
+    if mode == "F":
+        if not np.isfinite(grey).all() or grey.min() < 0 or grey.max() > 1:
+            raise ImageError("a float image whose values are not in 0..1: its brightness range is unknown")
+        return _from_array((grey * 255.0 + 0.5).astype(np.uint8))
+    if grey.min() < 0 or grey.max() > 65535:
+        raise ImageError("a 32-bit integer image: its brightness range is unknown")
+    return _from_array((grey.astype(np.uint32) // 257).astype(np.uint8))
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> torch.Tensor:
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+        raise ImageError(f"expected an array (height, width, 3) uint8 RGB, found {array.shape} {array.dtype}")
+    if array.ndim == 2:
+        array = np.repeat(array[:, :, None], 3, axis=2)
+    return torch.from_numpy(np.array(array)).permute(2, 0, 1)
+
+
+def _check_pixels(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise ImageError(f"{width}x{height} pixels are more than the limit of {max_pixels}")
+    if height * width == 0:
+        raise ImageError(f"{width}x{height} pixels: the image is empty")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,189 @@
+"""Batches in a fixed order: what is in a batch depends on seed, epoch and position only.
+
+Neither the number of workers nor an interruption changes the stream of training images: the order is drawn from
+(seed, epoch), each image's augmentation from (seed, epoch, index), and a loader that goes on from a checkpoint skips
+the batches that were already used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cvpipe.data.decode import read_image
+from cvpipe.data.splits import BadFile, Split
+from cvpipe.errors import ImageError
+
+Transform = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Batch(NamedTuple):
+    """What the network gets.
+
+    Attributes:
+        images: (N, 3, h, w) uint8 RGB, channels_last in memory.
+        targets: what the task's collate function makes of the targets of these images.
+        indices: (N,) positions in the split.
+        bad: files that could not be decoded. In training another image of the split took their place, in evaluation
+            they are left out.
+    """
+
+    images: torch.Tensor
+    targets: Any
+    indices: torch.Tensor
+    bad: list[BadFile]
+
+
+def seed_of(*parts: int) -> int:
+    """One 63-bit seed from several numbers, well mixed."""
+    digest = hashlib.blake2b(b"".join(int(p).to_bytes(8, "little", signed=True) for p in parts), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class ImageDataset(Dataset[Any]):
+    """Decodes and transforms single images of a split; a broken one comes back as a BadFile."""
+
+    def __init__(
+        self,
+        split: Split,
+        preprocess: Transform,
+        augment: Callable[[torch.Tensor, int], torch.Tensor] | None,
+        seed: int,
+        max_pixels: int,
+    ) -> None:
+        # numpy strings: a list of a million Python strings is copied page by page into every worker
+        self.paths = np.array(split.paths)
+        self.split_name = split.name
+        self.targets = split.targets
+        self.preprocess, self.augment = preprocess, augment
+        self.seed, self.max_pixels = seed, max_pixels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor | None, Any, int, list[BadFile]]:
+        """The image for (epoch, index). In training a broken image is replaced by the next good one."""
+        epoch, index = key
+        bad: list[BadFile] = []
+        for offset in range(min(len(self), 100) if self.augment else 1):
+            position = (index + offset) % len(self)
+            path = str(self.paths[position])
+            try:
+                image = read_image(path, self.max_pixels)
+            except ImageError as error:
+                bad.append(BadFile(self.split_name, path, str(error)))
+                continue
+            if self.augment:
+                image = self.augment(image, seed_of(self.seed, epoch, index))
+            return self.preprocess(image), self.targets[position], position, bad
+        return None, None, index, bad
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Lists of (epoch, index), shuffled by (seed, epoch), starting at any batch."""
+
+    def __init__(
+        self, size: int, batch_size: int, *, shuffle: bool, seed: int, weights: Sequence[float] | None = None
+    ) -> None:
+        self.size, self.batch_size, self.shuffle, self.seed = size, batch_size, shuffle, seed
+        self.weights = None if weights is None else torch.as_tensor(weights, dtype=torch.double)
+        self.epoch = 0
+        self.start = 0
+
+    @property
+    def sampler(self) -> EpochBatches:
+        """Lightning looks here for `set_epoch`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
+
+    def __len__(self) -> int:
+        batches = -(-self.size // self.batch_size)
+        return batches - 1 if self._merge_last else batches
+
+    @property
+    def _merge_last(self) -> bool:
+        # batch normalisation can't train on one image: a single one left over joins the batch before it
+        return self.shuffle and self.size > self.batch_size > 1 and self.size % self.batch_size == 1
+
+    def _order(self) -> list[int]:
+        if not self.shuffle:
+            return list(range(self.size))
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
+        if self.weights is not None:
+            order: list[int] = torch.multinomial(self.weights, self.size, True, generator=generator).tolist()
+            return order
+        order = torch.randperm(self.size, generator=generator).tolist()
+        return order
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order, epoch, count = self._order(), self.epoch, len(self)
+        for batch in range(self.start, count):
+            end = self.size if batch == count - 1 else (batch + 1) * self.batch_size
+            yield [(epoch, index) for index in order[batch * self.batch_size : end]]
+
+
+class Loader(DataLoader[Batch]):
+    """A DataLoader whose position can be saved and taken up again in mid-epoch (Lightning's stateful protocol)."""
+
+    def __init__(
+        self, dataset: ImageDataset, batches: EpochBatches, collate_targets: Callable[[list[Any]], Any], workers: int
+    ) -> None:
+        super().__init__(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=Collate(collate_targets),
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+            prefetch_factor=4 if workers else None,
+            worker_init_fn=_one_thread,
+            # its own generator: the global random state must not depend on how often a loader was started
+            generator=torch.Generator().manual_seed(0),
+        )
+        self.batches = batches
+        self._used = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self._used = self.batches.start
+        for batch in super().__iter__():
+            self._used += 1
+            yield batch
+        self.batches.start = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.batches.epoch, "batch": self._used}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        epoch, batch = state["epoch"], state["batch"]
+        self.batches.epoch, self.batches.start = (epoch + 1, 0) if batch >= len(self.batches) else (epoch, batch)
+
+
+class Collate:
+    """Puts single images together; picklable for spawned workers."""
+
+    def __init__(self, collate_targets: Callable[[list[Any]], Any]) -> None:
+        self.collate_targets = collate_targets
+
+    def __call__(self, items: list[tuple[torch.Tensor | None, Any, int, list[BadFile]]]) -> Batch:
+        good = [item for item in items if item[0] is not None]
+        # rows of pixels stay as the decoder wrote them: stacked as NHWC, seen as NCHW
+        images = [item[0].permute(1, 2, 0) for item in good if item[0] is not None]
+        stacked = torch.stack(images) if images else torch.empty((0, 0, 0, 3), dtype=torch.uint8)
+        return Batch(
+            images=stacked.permute(0, 3, 1, 2),
+            targets=self.collate_targets([item[1] for item in good]),
+            indices=torch.tensor([item[2] for item in good], dtype=torch.long),
+            bad=[file for item in items for file in item[3]],
+        )
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,66 @@
+"""Feeds a task's network while it is trained: the LightningDataModule that all tasks share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+
+from cvpipe.config import Config
+from cvpipe.data.loader import EpochBatches, ImageDataset, Loader, Transform
+from cvpipe.data.splits import Split, Splits
+from cvpipe.data.transforms import Augment
+
+
+class ImageDataModule(LightningDataModule):
+    """Train and validation loaders for images with targets.
+
+    Args:
+        config: the run's settings.
+        splits: file names and targets.
+        preprocess: the tail that evaluation and serving run too: uint8 (3, H, W) -> uint8 (3, h, w).
+        collate_targets: list of targets -> what the loss takes.
+        weights: probability weight of each training image for balanced sampling, or None.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        splits: Splits,
+        preprocess: Transform,
+        collate_targets: Callable[[list[Any]], Any],
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.splits = config, splits
+        self.preprocess, self.collate_targets, self.weights = preprocess, collate_targets, weights
+        self.batch_size = config.training.batch_size
+
+    def train_dataloader(self) -> Loader:
+        augment = Augment(self.config.data.augment, self.config.data.image_size)
+        return self._loader(self.splits.train, augment)
+
+    def val_dataloader(self) -> Loader:
+        return self._loader(self.splits.val, None)
+
+    def _loader(self, split: Split, augment: Augment | None) -> Loader:
+        seed = self.config.training.seed
+        dataset = ImageDataset(split, self.preprocess, augment, seed, self.config.inference.max_pixels)
+        batches = EpochBatches(
+            len(split),
+            self.batch_size,
+            shuffle=augment is not None,
+            seed=seed,
+            weights=self.weights if augment else None,
+        )
+        return Loader(dataset, batches, self.collate_targets, worker_count(self.config.training.num_workers))
+
+
+def worker_count(setting: int | str) -> int:
+    """The number of loader processes: the setting, or one less than the CPUs this process may use, at most 8."""
+    if isinstance(setting, int):
+        return setting
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, available - 1))

@@ -1,0 +1,316 @@
+"""Finds images and their labels: ImageFolder, manifests, demo sets. Reads names, not pixels."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cvpipe.config import Config, DataConfig
+from cvpipe.data.decode import IMAGE_SUFFIXES
+from cvpipe.data.demo import PREFIX, demo_folder
+from cvpipe.data.splits import BadFile, Split, Splits, hold_out
+from cvpipe.errors import DataError, did_you_mean
+from cvpipe.types import Labels
+
+MANIFEST_SUFFIXES = (".csv", ".parquet", ".jsonl")
+SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
+DEFAULT_VAL = 0.2
+_IGNORED = frozenset({"thumbs.db", "desktop.ini"})
+_COLUMNS = {
+    "path": ("path", "image", "file", "file_name", "filename", "image_path"),
+    "label": ("label", "labels", "class", "category", "target"),
+    "split": ("split",),
+    "group": ("group",),
+}
+
+# one labelled image: path, label texts, split or "", group or ""
+Row = tuple[str, tuple[str, ...], str, str]
+
+
+def load_classification(config: Config) -> Splits:
+    """The splits of an image classification data set.
+
+    Raises:
+        DataError: a path that is missing, a class without images, classes in val or test that train lacks, labels
+            that can't be read; each with the place and the way out.
+    """
+    data = config.data
+    train, kind, multi_label = _read(data.train, config, "train", data)
+    notes = [f"format: {kind}"]
+    by_split = _by_split(train)
+    if isinstance(data.val, str):
+        by_split["val"] = _read(data.val, config, "val", data)[0]
+    elif isinstance(data.val, float):
+        # an explicit share is taken from what is there to train on, and the data set's own val split goes with it
+        by_split["train"] += by_split.pop("val", [])
+    if data.test is not None:
+        by_split["test"] = _read(data.test, config, "test", data)[0]
+
+    bad = [BadFile(name, row[0], _not_image(row[0])) for name, rows in by_split.items() for row in rows
+           if _not_image(row[0])]
+    by_split = {name: [row for row in rows if not _not_image(row[0])] for name, rows in by_split.items()}
+    classes = _classes(by_split, config, kind)
+    splits = {name: _split(name, rows, classes, multi_label) for name, rows in by_split.items() if rows}
+    if "train" not in splits:
+        raise DataError(f"{config.where('data.train')}: no training images in {data.train}.")
+    if "val" not in splits:
+        share = data.val if isinstance(data.val, float) else DEFAULT_VAL
+        if not 0 < share < 1:
+            raise DataError(f"{config.where('data.val')}: found {share}, expected a share between 0 and 1 or a path.")
+        keys = _keys(by_split["train"])
+        strata = [row[1] for row in by_split["train"]]
+        splits["train"], splits["val"] = hold_out(splits["train"], share, strata, keys)
+        by_group = ", whole groups" if splits["train"].groups else ""
+        notes.append(f"val: {share:.0%} of train held out (stratified{by_group})")
+        if not len(splits["val"]):
+            raise DataError(
+                f"{config.where('data.train')}: {len(splits['train'])} images are too few to hold out a validation "
+                "split. Name one: data.val=PATH."
+            )
+    labels = Labels(classes=classes, multi_label=multi_label)
+    _check_num_classes(config, labels)
+    return Splits(
+        splits["train"], splits["val"], splits.get("test"), labels, kind, tuple(notes), tuple(bad)
+    )
+
+
+def load_one(source: str, config: Config, labels: Labels, name: str = "test") -> Split:
+    """One labelled split for evaluation with a model's own classes. Raises DataError for unknown classes."""
+    rows, kind, multi_label = _read(source, config, name, config.data)
+    if multi_label != labels.multi_label:
+        raise DataError(
+            f"{source}: the labels are {'multi' if multi_label else 'single'}-label, the model is "
+            f"{'multi' if labels.multi_label else 'single'}-label."
+        )
+    by_split = _by_split(rows)
+    chosen = by_split.get(name) or by_split.get("val") or by_split["train"]
+    present = {label for row in chosen for label in row[1]}
+    unknown = sorted(present - set(labels.classes))
+    if unknown:
+        raise DataError(
+            f"{source}: classes that the model does not know: {_few(unknown)}. It knows: {_few(labels.classes)}."
+        )
+    return _split(name, [row for row in chosen if not _not_image(row[0])], labels.classes, multi_label)
+
+
+def list_images(folder: str | Path) -> list[str]:
+    """All image files below a folder, sorted; hidden files and folders are left out."""
+    found = []
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        found += [os.path.join(root, f) for f in files if Path(f).suffix.lower() in IMAGE_SUFFIXES and f[0] != "."]
+    return sorted(found)
+
+
+def _read(source: str, config: Config, split: str, data: DataConfig) -> tuple[list[Row], str, bool]:
+    """(rows, format, multi-label)"""
+    where = config.where(f"data.{split}")
+    if source.startswith(PREFIX):
+        return _read_folder(demo_folder(source), where, split), f"{source} (imagefolder)", False
+    path = Path(source)
+    if not path.exists():
+        parent = next((p for p in path.parents if p.is_dir()), Path())
+        hint = did_you_mean(path.name, [p.name for p in parent.iterdir()]) if parent == path.parent else ""
+        raise DataError(
+            f"{where}: {source} does not exist ({parent or '.'} does).{hint} Expected a folder with one folder a "
+            "class, a manifest (.csv, .parquet, .jsonl), or demo:digits."
+        )
+    wanted = data.format
+    if path.is_dir():
+        if wanted not in ("auto", "imagefolder"):
+            raise DataError(f"{config.where('data.format')}: found {wanted!r}, and {source} is a folder.")
+        return _read_folder(path, where, split), "imagefolder", False
+    if path.suffix.lower() not in MANIFEST_SUFFIXES or wanted not in ("auto", "manifest"):
+        raise DataError(
+            f"{where}: found the file {source} (data.format {wanted}), expected a folder or a manifest "
+            f"({', '.join(MANIFEST_SUFFIXES)})."
+        )
+    rows, multi_label = _read_manifest(path, data, where)
+    return rows, "manifest", multi_label
+
+
+def _read_folder(root: Path, where: str, split: str) -> list[Row]:
+    """One folder a class, or such folders below train/, val/ and test/."""
+    subfolders = {p.name.lower(): p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")}
+    parts = {
+        name: subfolders[alias] for name, aliases in SPLIT_FOLDERS.items() for alias in aliases if alias in subfolders
+    }
+    if "train" in parts and split == "train":
+        return [row for name, folder in parts.items() for row in _read_classes(folder, where, name)]
+    if split in parts and split != "train":
+        return _read_classes(parts[split], where, "")
+    return _read_classes(root, where, "")
+
+
+def _read_classes(folder: Path, where: str, split: str) -> list[Row]:
+    rows: list[Row] = []
+    empty: list[str] = []
+    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not classes:
+        loose = sum(1 for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        raise DataError(
+            f"{where}: {folder} has no class folders"
+            + (f" but {loose} loose images" if loose else "")
+            + ". Expected one folder a class, each with its images, or a manifest with the labels."
+        )
+    for class_folder in classes:
+        files = _files(class_folder)
+        if not any(Path(f).suffix.lower() in IMAGE_SUFFIXES for f in files):
+            empty.append(class_folder.name)
+        rows += [(f, (class_folder.name,), split, "") for f in files]
+    if empty:
+        raise DataError(
+            f"{where}: class folders without an image in {folder}: {_few(empty)}. Add images or remove the folders."
+        )
+    return rows
+
+
+def _files(folder: Path) -> list[str]:
+    found = []
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        found += [os.path.join(root, f) for f in files if f[0] != "." and f.lower() not in _IGNORED]
+    return sorted(found)
+
+
+def _read_manifest(path: Path, data: DataConfig, where: str) -> tuple[list[Row], bool]:
+    frame = read_table(path, where)
+    names = {str(c).lower(): c for c in frame.columns}
+    columns = {role: next((names[a] for a in aliases if a in names), None) for role, aliases in _COLUMNS.items()}
+    for role in ("path", "label"):
+        if columns[role] is None:
+            raise DataError(
+                f"{where}: {path} has the columns {_few([str(c) for c in frame.columns])}, expected one of "
+                f"{', '.join(_COLUMNS[role])} for the {role}."
+            )
+    label_column = columns["label"]
+    multi_label = str(label_column).lower() == "labels"
+    root = Path(data.root) if data.root else path.parent
+    rows: list[Row] = []
+    problems: list[str] = []
+    records = frame.to_dict("records")
+    for line, record in enumerate(records, start=2):
+        file = record[columns["path"]]
+        label = record[label_column]
+        if not isinstance(file, str) or not file:
+            problems.append(f"row {line}: no path")
+            continue
+        labels = _label_texts(label, multi_label)
+        if not labels and not multi_label:
+            problems.append(f"row {line}: no label for {file}")
+            continue
+        split = _text(record.get(columns["split"])).lower() if columns["split"] else ""
+        split = next((name for name, aliases in SPLIT_FOLDERS.items() if split in aliases), split)
+        if split not in ("", "train", "val", "test"):
+            problems.append(f"row {line}: split {split!r}, expected train, val or test")
+            continue
+        group = _text(record.get(columns["group"])) if columns["group"] else ""
+        rows.append((str(root / file), labels, split, group))
+    if problems:
+        raise DataError(f"{where}: {path}: {len(problems)} rows can't be used: {'; '.join(problems[:5])}.")
+    if not rows:
+        raise DataError(f"{where}: {path} has no rows.")
+    doubled = [p for p, n in Counter(row[0] for row in rows).items() if n > 1]
+    if doubled:
+        raise DataError(f"{where}: {path}: {len(doubled)} images stand in several rows: {_few(doubled)}.")
+    return rows, multi_label
+
+
+def read_table(path: Path, where: str) -> Any:
+    """A manifest as a pandas DataFrame of texts. Raises DataError."""
+    import pandas as pd
+
+    try:
+        if path.suffix.lower() == ".csv":
+            return pd.read_csv(path, dtype=str, keep_default_na=False)
+        if path.suffix.lower() == ".parquet":
+            return pd.read_parquet(path)
+        return pd.read_json(path, lines=True, dtype=False)
+    except (ValueError, OSError, pd.errors.ParserError) as error:
+        raise DataError(f"{where}: {path} can't be read: {str(error).splitlines()[0]}") from None
+
+
+def _label_texts(value: Any, multi_label: bool) -> tuple[str, ...]:
+    if multi_label:
+        if hasattr(value, "__iter__") and not isinstance(value, str):
+            parts = [_text(item) for item in value]
+        else:
+            text = _text(value)
+            separator = next((s for s in (";", "|", ",") if s in text), ";")
+            parts = [part.strip() for part in text.split(separator)]
+        return tuple(dict.fromkeys(part for part in parts if part))
+    text = _text(value)
+    return (text,) if text else ()
+
+
+def _text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def _by_split(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    by_split: dict[str, list[Row]] = {"train": []}
+    for row in rows:
+        by_split.setdefault(row[2] or "train", []).append(row)
+    return by_split
+
+
+def _classes(by_split: dict[str, list[Row]], config: Config, kind: str) -> tuple[str, ...]:
+    classes = sorted({label for row in by_split["train"] for label in row[1]}, key=_natural)
+    for name in ("val", "test"):
+        present = {label for row in by_split.get(name, []) for label in row[1]}
+        unknown = sorted(present - set(classes))
+        if unknown:
+            hints = "".join(did_you_mean(label, classes) for label in unknown[:1])
+            raise DataError(
+                f"{config.where(f'data.{name}')}: the {name} split has classes that train lacks: {_few(unknown)}.{hints} "
+                f"Train has: {_few(classes)}."
+            )
+    if len(classes) < 2 and kind != "manifest":
+        raise DataError(
+            f"{config.where('data.train')}: found {len(classes)} class, expected at least 2 class folders."
+        )
+    return tuple(classes)
+
+
+def _natural(label: str) -> tuple[int, int, str]:
+    """Numbers in the order of their value, before texts."""
+    return (0, int(label), label) if label.isdecimal() else (1, 0, label)
+
+
+def _split(name: str, rows: Sequence[Row], classes: Sequence[str], multi_label: bool) -> Split:
+    position = {label: i for i, label in enumerate(classes)}
+    encoded = [tuple(position[label] for label in row[1]) for row in rows]
+    targets: tuple[Any, ...] = tuple(encoded) if multi_label else tuple(labels[0] for labels in encoded)
+    groups = tuple(row[3] or row[0] for row in rows) if any(row[3] for row in rows) else None
+    return Split(name, tuple(row[0] for row in rows), targets, groups)
+
+
+def _keys(rows: Sequence[Row]) -> list[str]:
+    """Names that do not depend on where the data set lies: the paths below their common folder."""
+    common = os.path.commonpath([os.path.dirname(row[0]) for row in rows])
+    return [os.path.relpath(row[0], common) for row in rows]
+
+
+def _not_image(path: str) -> str:
+    return "" if Path(path).suffix.lower() in IMAGE_SUFFIXES else "not an image file (by its name)"
+
+
+def _check_num_classes(config: Config, labels: Labels) -> None:
+    wanted = config.model.num_classes
+    if wanted is not None and wanted != len(labels.classes):
+        raise DataError(
+            f"{config.where('model.num_classes')}: found {wanted}, and the data has {len(labels.classes)} classes: "
+            f"{_few(labels.classes)}. Leave num_classes out, or correct it."
+        )
+
+
+def _few(names: Sequence[str], most: int = 8) -> str:
+    shown = ", ".join(repr(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

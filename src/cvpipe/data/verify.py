@@ -1,0 +1,88 @@
+"""Looks at every file once before training, so that broken data is known before time is spent on it."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from cvpipe.data.splits import BadFile, Split, Splits
+from cvpipe.errors import DataError
+
+_TAIL = 64
+
+
+def check_file(path: str) -> str | None:
+    """Why a file can't be an image, or None. Reads its first bytes and its end, decodes nothing."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with open(path, "rb") as file:
+            with Image.open(file) as image:
+                kind = image.format
+            size = file.seek(0, os.SEEK_END)
+            if size > _TAIL:
+                file.seek(-_TAIL, os.SEEK_END)
+                tail = file.read()
+                if kind == "PNG" and b"IEND" not in tail:
+                    return "truncated PNG (no end marker)"
+        if kind == "JPEG" and b"\xff\xd9" not in tail[-_TAIL:]:
+            return _decode_fully(path)
+    except UnidentifiedImageError:
+        return "the file is empty" if os.path.getsize(path) == 0 else "not an image file (no known format)"
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return f"can't be opened: {str(error).splitlines()[0]}"
+    return None
+
+
+def _decode_fully(path: str) -> str | None:
+    from cvpipe.data.decode import read_image
+    from cvpipe.errors import ImageError
+
+    try:
+        read_image(path)
+    except ImageError as error:
+        return str(error)
+    return None
+
+
+def find_bad_files(splits: Sequence[Split], progress: Callable[[int], None] | None = None) -> list[BadFile]:
+    """Every file of the splits that `check_file` refuses, in order. `progress` is called with each count done."""
+    jobs = [(split.name, path) for split in splits for path in split.paths]
+    bad: list[BadFile] = []
+    with ThreadPoolExecutor(max_workers=min(32, 4 * (os.cpu_count() or 1))) as pool:
+        for done, ((name, path), reason) in enumerate(
+            zip(jobs, pool.map(check_file, [path for _, path in jobs], chunksize=64), strict=True), start=1
+        ):
+            if reason:
+                bad.append(BadFile(name, path, reason))
+            if progress and done % 256 == 0:
+                progress(done)
+    return bad
+
+
+def drop_bad_files(splits: Splits, limit: float, report: Path) -> Splits:
+    """Leaves out broken files, lists them in `report`, and stops where they are more than the share `limit`."""
+    found = find_bad_files(splits.all())
+    clean = splits.without(found)
+    if clean.bad:
+        write_bad_files(clean.bad, report)
+    total = sum(len(split) for split in clean.all()) + len(clean.bad)
+    if len(clean.bad) > limit * total:
+        first = "; ".join(f"{file.path}: {file.reason}" for file in clean.bad[:3])
+        raise DataError(
+            f"{len(clean.bad)} of {total} files can't be read as images, more than data.max_bad_fraction = {limit:g} "
+            f"allows. The first: {first}. All are listed in {report}. Repair or remove them, or raise the limit."
+        )
+    return clean
+
+
+def write_bad_files(bad: Sequence[BadFile], report: Path) -> None:
+    from cvpipe.utils.filesystem import atomic_open
+
+    with atomic_open(report, newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["split", "path", "reason"])
+        writer.writerows([item.split, item.path, item.reason] for item in bad)

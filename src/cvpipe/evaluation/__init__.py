@@ -1,0 +1,1 @@
+"""Metrics on a labelled split, with intervals, plots and a report."""

@@ -1,0 +1,1 @@
+"""Networks by name, pretrained weights by source, optimizers for them. Shared by all tasks."""

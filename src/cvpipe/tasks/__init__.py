@@ -1,0 +1,1 @@
+"""One folder a task; see cvpipe.task for what a task is."""

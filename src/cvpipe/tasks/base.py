@@ -1,0 +1,89 @@
+"""The LightningModule that all tasks share: optimizer, schedule, freezing. A task fills in the loss and validation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from cvpipe.config import Config
+from cvpipe.data.loader import Batch
+from cvpipe.errors import TrainingError
+from cvpipe.models.optim import build_optimizer, build_schedule
+
+
+class TaskModule(LightningModule):
+    """A network with its loss.
+
+    Subclasses define `loss` and `validation_step`, and log the metric that `monitor` names.
+
+    Args:
+        config: the run's settings.
+        network: (N, 3, h, w) uint8 -> raw outputs. What the bundle will hold.
+        head: name prefixes, inside `network`, of the parameters of the last layer.
+        monitor: logged validation metric that decides which weights are best; higher is better.
+
+    Attributes:
+        learning_rate: peak learning rate; the range test may change it before the fit.
+        notes: lines for the start-up messages.
+    """
+
+    def __init__(self, config: Config, network: nn.Module, head: tuple[str, ...], monitor: str) -> None:
+        super().__init__()
+        self.config, self.network, self.head, self.monitor = config, network, head, monitor
+        rate = config.training.learning_rate
+        self.learning_rate = 1e-3 if rate == "auto" else float(rate)
+        self.notes: list[str] = []
+        self._frozen: list[nn.Module] = []
+        if config.training.freeze == "backbone":
+            self._freeze()
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """The scalar to minimise for a training batch."""
+        raise NotImplementedError(f"{type(self).__name__} defines no loss")
+
+    def training_step(self, batch: Batch, batch_index: int) -> torch.Tensor:
+        return self.loss(batch)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self.network, self.config.training, self.learning_rate)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = build_schedule(optimizer, self.config.training, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        epochs = self.config.training.freeze_epochs
+        if self._frozen and epochs is not None and self.current_epoch >= epochs:
+            self._thaw()
+
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        # Lightning puts the whole module into train mode after each validation
+        for module in self._frozen:
+            module.eval()
+
+    def _freeze(self) -> None:
+        inside_head = [name for name, _ in self.network.named_parameters() if name.startswith(self.head)]
+        if not inside_head:
+            raise TrainingError("training.freeze=backbone leaves nothing to train: the network has no last layer.")
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(name.startswith(self.head))
+        # batch normalisation and dropout of frozen parts stay as they are at inference
+        self._frozen = [
+            module
+            for name, module in self.network.named_modules()
+            if name and not any(h.startswith(name) or name.startswith(h) for h in self.head)
+        ]
+
+    def _thaw(self) -> None:
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(True)
+        for module in self._frozen:
+            module.train()
+        self._frozen = []
+
+
+def is_finite(loss: torch.Tensor) -> bool:
+    return math.isfinite(float(loss.detach()))

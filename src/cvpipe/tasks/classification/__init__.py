@@ -1,0 +1,77 @@
+"""Image classification, single-label and multi-label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from cvpipe.config import Config
+from cvpipe.task import Processor, Task
+from cvpipe.tasks.classification.config import ClassificationConfig
+from cvpipe.types import Assessment, ClassificationPrediction, Failure, Labels, Prediction
+
+if TYPE_CHECKING:
+    import torch
+
+    from cvpipe.data.module import ImageDataModule
+    from cvpipe.data.splits import Split, Splits
+    from cvpipe.tasks.base import TaskModule
+
+
+def _load_data(config: Config) -> Splits:
+    from cvpipe.data.sources import load_classification
+
+    return load_classification(config)
+
+
+def _data_module(config: Config, splits: Splits) -> ImageDataModule:
+    from cvpipe.tasks.classification.data import ClassificationDataModule
+
+    return ClassificationDataModule(cast(ClassificationConfig, config), splits)
+
+
+def _module(config: Config, labels: Labels) -> TaskModule:
+    from cvpipe.tasks.classification.model import ClassificationModule
+
+    return ClassificationModule(cast(ClassificationConfig, config), labels)
+
+
+def _network(config: Config, labels: Labels, architecture: Mapping[str, Any]) -> torch.nn.Module:
+    from cvpipe.tasks.classification.model import build_network
+
+    return build_network(config, labels, pretrained=False, architecture=architecture)
+
+
+def _processor(config: Config, labels: Labels) -> Processor:
+    from cvpipe.tasks.classification.utils import ClassificationProcessor
+
+    return ClassificationProcessor(config, labels)
+
+
+def _assess(predictions: Sequence[Prediction | Failure], split: Split, config: Config) -> Assessment:
+    from cvpipe.tasks.classification.metrics import assess
+
+    return assess(predictions, split, config)
+
+
+def _example(folder: Path) -> dict[str, Any]:
+    from cvpipe.tasks.classification.utils import write_example
+
+    return write_example(folder)
+
+
+TASK = Task(
+    name="classification",
+    summary="one class (or, with a `labels` column, any number of classes) for an image",
+    config=ClassificationConfig,
+    prediction=ClassificationPrediction,
+    load_data=_load_data,
+    data_module=_data_module,
+    module=_module,
+    network=_network,
+    processor=_processor,
+    assess=_assess,
+    params={"top_k": int, "threshold": float},
+    example=_example,
+)
