@@ -10,7 +10,17 @@ import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PrivateAttr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
 
 SIZE_LIMIT = 8192
 
@@ -18,7 +28,7 @@ SIZE_LIMIT = 8192
 class Section(BaseModel):
     """A frozen, closed group of settings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 def _parse_size(value: Any) -> Any:
@@ -44,6 +54,17 @@ def _parse_duration(value: Any) -> Any:
     raise ValueError("expected a duration such as 90s, 15m, 1h30m or 01:30:00")
 
 
+def _not_negative(value: timedelta) -> timedelta:
+    if value < timedelta(0):
+        raise ValueError("expected a duration that is not negative")
+    return value
+
+
+def _duration_text(value: timedelta) -> str:
+    seconds = value.total_seconds()
+    return f"{int(seconds)}s" if seconds.is_integer() else f"{seconds:f}s"
+
+
 Size = Annotated[
     tuple[Annotated[int, Field(ge=8, le=SIZE_LIMIT)], Annotated[int, Field(ge=8, le=SIZE_LIMIT)]],
     BeforeValidator(_parse_size),
@@ -53,7 +74,8 @@ Size = Annotated[
 Duration = Annotated[
     timedelta,
     BeforeValidator(_parse_duration),
-    PlainSerializer(lambda value: f"{value.total_seconds():g}s", return_type=str, when_used="json"),
+    AfterValidator(_not_negative),
+    PlainSerializer(_duration_text, return_type=str, when_used="json"),
 ]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -83,13 +105,12 @@ class AugmentConfig(Section):
     trivial_augment: bool = Field(False, description="one random TrivialAugmentWide operation an image")
     erase: Fraction = Field(0.0, description="probability of erasing a random rectangle")
 
-    @model_validator(mode="after")
-    def _ordered(self) -> AugmentConfig:
-        if self.crop_scale[0] > self.crop_scale[1] or self.crop_scale[0] <= 0:
-            raise ValueError(f"crop_scale must be (low, high) with 0 < low <= high, found {list(self.crop_scale)}")
-        if self.crop_ratio[0] > self.crop_ratio[1] or self.crop_ratio[0] <= 0:
-            raise ValueError(f"crop_ratio must be (low, high) with 0 < low <= high, found {list(self.crop_ratio)}")
-        return self
+    @field_validator("crop_scale", "crop_ratio")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError("expected [low, high] with 0 < low <= high")
+        return value
 
 
 class DataConfig(Section):
@@ -127,9 +148,9 @@ class TrainingConfig(Section):
     """How the network is fitted."""
 
     batch_size: int = Field(32, ge=1, description="images a step and device; halved if memory runs out")
-    num_workers: int | Literal["auto"] = Field("auto", description="processes that load data; auto: up to 8")
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field("auto", description="processes that load data; auto: up to 8")
     epochs: int = Field(10, ge=1, description="passes over the training images")
-    learning_rate: float | Literal["auto"] = Field(1e-3, description="peak learning rate; auto: range test")
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(1e-3, description="peak learning rate; auto: range test")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with Nesterov momentum 0.9")
     weight_decay: float = Field(0.01, ge=0, description="not applied to biases and normalisation layers")
     schedule: Literal["cosine", "one_cycle", "constant"] = Field("cosine", description="course of the learning rate")
@@ -159,12 +180,6 @@ class TrainingConfig(Section):
         if isinstance(values, dict) and type(values.get("precision")) is int:
             values = {**values, "precision": str(values["precision"])}
         return values
-
-    @model_validator(mode="after")
-    def _rate_is_positive(self) -> TrainingConfig:
-        if self.learning_rate != "auto" and self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be greater than 0, found {self.learning_rate}")
-        return self
 
 
 class EvaluationConfig(Section):
@@ -232,7 +247,7 @@ class Config(Section):
         return self._stem
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-safe nested values; `Config.model_validate` of it gives an equal config."""
+        """JSON-safe nested values; `Config.model_validate` of it gives the same settings."""
         values: dict[str, Any] = self.model_dump(mode="json")
         return values
 

@@ -28,6 +28,19 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `_Loader` would take for numbers, such as a folder named 1e3."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def dump_config(config: Config) -> str:
+    """The config as YAML that `load_config` reads back."""
+    text: str = yaml.dump(config.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
 @dataclass
 class _Source:
     values: dict[str, Any] = field(default_factory=dict)
@@ -62,7 +75,14 @@ def as_config(config: Config | str | Path | Mapping[str, Any], overrides: Iterab
     """What the Python API accepts in place of a config: a Config, a file, or nested values."""
     if isinstance(config, Config):
         changes = list(overrides)
-        return parse_config(config.to_dict(), changes) if changes else config
+        if not changes:
+            return config
+        source = _Source(values=config.to_dict(), origins=dict(config._origins))
+        for override in changes:
+            _apply_override(source, override)
+        changed = _validate(source, config.stem)
+        changed._stem = config._stem
+        return changed
     if isinstance(config, (str, Path)):
         return load_config(config, overrides)
     return parse_config(config, overrides)
@@ -91,12 +111,17 @@ def _read_yaml(path: Path) -> _Source:
         raise ConfigError([f"{where}: not valid YAML: {what}."]) from None
     source = _Source()
     if not isinstance(node, yaml.MappingNode):
-        found = "an empty file" if node is None else f"a {node.id}"
+        found = "an empty file" if node is None else f"a {'list' if isinstance(node, yaml.SequenceNode) else 'text'}"
         raise ConfigError([f"{path}: expected `key: value` lines (a YAML mapping), found {found}."])
     _walk(node, "", path, source)
     if source.problems:
         raise ConfigError(source.problems)
-    source.values = yaml.load(text, Loader=_Loader)
+    try:
+        source.values = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:  # an unknown !tag, a key that is a list, a date that is none
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise ConfigError([f"{where}: can't be read: {getattr(error, 'problem', None) or error}."]) from None
     return source
 
 
@@ -107,17 +132,20 @@ def _walk(node: yaml.MappingNode, prefix: str, path: Path, source: _Source) -> N
         if key in source.origins:
             source.problems.append(f"{path}:{line}: {key} stands here and at {source.origins[key]}; keep one.")
         source.origins[key] = f"{path}:{line}"
+        if key == "data" and isinstance(value_node, yaml.ScalarNode):
+            source.origins["data.train"] = source.origins[key]
         if isinstance(value_node, yaml.MappingNode):
             _walk(value_node, f"{key}.", path, source)
 
 
 def _apply_override(source: _Source, override: str) -> None:
     key, separator, text = override.partition("=")
-    if not separator or not re.fullmatch(r"[A-Za-z_][\w]*(\.[A-Za-z_]\w*)*", key):
-        raise ConfigError([f"{COMMAND_LINE}: expected section.key=value, found {override!r}."])
+    if not separator or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
+        source.problems.append(f"{COMMAND_LINE}: expected section.key=value, found {override!r}.")
+        return
     try:
         value = yaml.load(text, Loader=_Loader) if text else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         value = text
     *parents, last = key.split(".")
     node = source.values
@@ -128,7 +156,11 @@ def _apply_override(source: _Source, override: str) -> None:
         node[parent] = child if isinstance(child, dict) else {}
         node = node[parent]
     node[last] = value
+    # what the file says below this key is gone
+    source.origins = {known: place for known, place in source.origins.items() if not known.startswith(f"{key}.")}
     source.origins[key] = COMMAND_LINE
+    if key == "data":
+        source.origins["data.train"] = COMMAND_LINE
 
 
 def _validate(source: _Source, name: str) -> Config:
@@ -136,15 +168,19 @@ def _validate(source: _Source, name: str) -> Config:
 
     task = source.values.get("task", "classification")
     if not isinstance(task, str):
-        raise ConfigError([f"{source.origins.get('task', name)}: task: expected a name, found {task!r}."])
+        raise ConfigError(
+            [*source.problems, f"{source.origins.get('task', name)}: task: expected a name, found {task!r}."]
+        )
     try:
         schema = find_task(task).config
     except ConfigError as error:
-        raise ConfigError([f"{source.origins.get('task', name)}: {error.problems[0]}"]) from None
+        raise ConfigError([*source.problems, f"{source.origins.get('task', name)}: {error.problems[0]}"]) from None
     try:
         config = schema.model_validate(source.values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, schema, source, name)) from None
+        raise ConfigError([*source.problems, *_explain(error, schema, source, name)]) from None
+    if source.problems:
+        raise ConfigError(source.problems)
     config._origins = source.origins
     return config
 
@@ -168,11 +204,14 @@ def _explain(error: ValidationError, schema: type[Config], source: _Source, name
             about = section.model_fields[path[-1]].description if path[-1] in section.model_fields else None
             problems.setdefault(key, f"{where}: {key} is missing{f' ({about})' if about else ''}.{example}")
         elif item["type"] == "value_error" and not rest:
-            problems.setdefault(key or name, f"{where}: {key}: {item['ctx']['error']}, found {item['input']!r}."
-                                if not isinstance(item["input"], dict) else f"{where}: {key}: {item['ctx']['error']}.")
+            problems.setdefault(key or name, f"{where}: {key}: found {item['input']!r}, {item['ctx']['error']}.")
+        elif item["type"] == "invalid_key":
+            problems.setdefault(key, f"{where}: unknown key {key}: keys are texts.")
         else:
             wanted = _wanted(section, path[-1]) if path else "valid values"
             detail = item["msg"][0].lower() + item["msg"][1:]
+            if wanted and rest and rest[0].isdigit():  # an item of a list: its own bounds are in the message alone
+                wanted = f"{wanted}; {detail}"
             problems.setdefault(key, f"{where}: {key}: found {item['input']!r}, expected {wanted or detail}.")
     return list(problems.values())
 

@@ -33,6 +33,8 @@ def _with_bounds(text: str, metadata: list[Any]) -> str:
 def _type_text(annotation: Any) -> str:
     if annotation is type(None):
         return "null"
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return "a section (`key: value` lines)"
     if annotation in (Size, get_args(Size)[0]):
         return "N or [height, width]"
     if annotation == Duration:

@@ -277,3 +277,45 @@ def _what_exists(uri: str, tracking: str, registry: str) -> str:
         return ""
     known = f" Registered models: {', '.join(names)}." if names else " The registry is empty."
     return f" No model {name!r} is registered.{did_you_mean(name, names)}{known}"
+
+
+def run_of(uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> str | None:
+    """The run that made a model (`runs:/…`, a registered version, or a logged model), or None. Raises TrackingError."""
+    from mlflow.exceptions import MlflowException
+
+    if uri.startswith("runs:/"):
+        return uri.removeprefix("runs:/").strip("/").partition("/")[0]
+    tracking, registry = resolve_uris(TrackingConfig(tracking_uri=tracking_uri, registry_uri=registry_uri))
+    client = _client(tracking, registry)
+    name = uri.removeprefix("models:/").strip("/").partition("@")[0].partition("/")[0]
+    try:
+        if version := model_version(uri, tracking_uri, registry_uri):
+            return client.get_model_version(name, version).run_id or None
+        if name.startswith("m-") and hasattr(client, "get_logged_model"):  # MLflow 3
+            return client.get_logged_model(name).source_run_id or None
+    except MlflowException as error:
+        raise TrackingError(f"{uri}: its run was not found ({str(error).splitlines()[0]}).") from None
+    return None
+
+
+def log_evaluation(
+    run_id: str,
+    metrics: Mapping[str, float],
+    files: Sequence[Path],
+    folder: str,
+    tracking_uri: str | None = None,
+    registry_uri: str | None = None,
+) -> None:
+    """Adds metrics, and files in an artifact folder, to a finished run. Raises TrackingError."""
+    from mlflow.entities import Metric
+    from mlflow.exceptions import MlflowException
+
+    tracking, registry = resolve_uris(TrackingConfig(tracking_uri=tracking_uri, registry_uri=registry_uri))
+    client = _client(tracking, registry)
+    now = int(time.time() * 1000)
+    try:
+        client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in metrics.items()])
+        for file in files:
+            client.log_artifact(run_id, str(file), folder)
+    except (MlflowException, OSError) as error:
+        raise TrackingError(f"run {run_id}: {str(error).splitlines()[0]}") from None

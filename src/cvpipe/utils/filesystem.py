@@ -23,25 +23,38 @@ _VOLUMES = "/Volumes/"
 def atomic_path(target: str | Path) -> Iterator[Path]:
     """A path to write to; becomes `target` when the block ends well, and vanishes otherwise."""
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    on_volume = str(target.absolute()).startswith(_VOLUMES)
-    # unique beside other processes and threads that write the same file
-    name = f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp"
-    staged = Path(tempfile.gettempdir() if on_volume else target.parent) / name
+    staged = staging_path(target)
     try:
         yield staged
-        _flush(staged)
-        if on_volume:
-            beside = target.with_name(name)
-            shutil.copyfile(staged, beside)
-            if beside.stat().st_size != staged.stat().st_size:
-                raise OSError(f"{beside}: the copy is not complete")
-            os.replace(beside, target)
-        else:
-            os.replace(staged, target)
-            _flush_folder(target.parent)
+        place(staged, target)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def staging_path(target: Path) -> Path:
+    """Where to write what `place` will put at `target`: beside it, or on the local disk if that is a Volume."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.gettempdir()) if _on_volume(target) else target.parent
+    # unique beside other processes and threads that write the same file
+    return folder / f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp"
+
+
+def place(staged: Path, target: Path) -> None:
+    """Makes a finished file appear at `target` at once and whole."""
+    _flush(staged)
+    if _on_volume(target):
+        beside = target.with_name(staged.name)
+        shutil.copyfile(staged, beside)
+        if beside.stat().st_size != staged.stat().st_size:
+            raise OSError(f"{beside}: the copy is not complete")
+        os.replace(beside, target)
+    else:
+        os.replace(staged, target)
+        _flush_folder(target.parent)
+
+
+def _on_volume(path: Path) -> bool:
+    return str(path.absolute()).startswith(_VOLUMES)
 
 
 @contextmanager
