@@ -1,11 +1,11 @@
 """The bundle: the directory that is the model. Everything inference needs is inside, as text and safetensors.
 
-    bundle.json           format version, task, library versions, SHA-256 of each file
-    config.yaml           the full config the model was trained with
-    classes.json          what the outputs mean
-    architecture.json     what the network needs beyond the config to be built offline
-    weights.safetensors   all parameters and buffers
-    metrics.json          metrics of the evaluation, once it was made
+bundle.json           format version, task, library versions, SHA-256 of each file
+config.yaml           the full config the model was trained with
+classes.json          what the outputs mean
+architecture.json     what the network needs beyond the config to be built offline
+weights.safetensors   all parameters and buffers
+metrics.json          metrics of the evaluation, once it was made
 """
 
 from __future__ import annotations
@@ -50,16 +50,18 @@ class Bundle:
     @classmethod
     def create(cls, path: str | Path, config: Config, labels: Labels, network: torch.nn.Module) -> Bundle:
         """Writes a bundle. `bundle.json` comes last: a directory without it is not a bundle."""
-        import yaml
         from safetensors.torch import save_file
+
+        from cvpipe.config_file import dump_config
 
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
-        (path / "bundle.json").unlink(missing_ok=True)
+        for stale in ("bundle.json", "metrics.json"):
+            (path / stale).unlink(missing_ok=True)
         tensors = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
         with atomic_path(path / "weights.safetensors") as staged:
             save_file(tensors, staged)
-        write_text(path / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+        write_text(path / "config.yaml", dump_config(config))
         write_json(path / "classes.json", labels.to_dict())
         write_json(path / "architecture.json", getattr(network, "architecture", {}))
         info = {
@@ -92,6 +94,8 @@ class Bundle:
         path = next((p for p in (folder, folder / "bundle") if (p / "bundle.json").is_file()), None)
         if path is None:
             state = "exists and holds no bundle.json" if folder.is_dir() else "does not exist"
+            if folder.is_file():
+                state = "is a file"
             raise BundleError(
                 f"{source}: {state if folder == Path(source) else 'the model holds no bundle'}. Expected a bundle "
                 "directory (`cvpipe train` writes one), models:/NAME/VERSION, models:/NAME@ALIAS or runs:/RUN_ID/model."
@@ -102,13 +106,18 @@ class Bundle:
     def _open(cls, path: Path, uri: str, version: str) -> Bundle:
         from cvpipe.config_file import load_config
 
-        info = json.loads((path / "bundle.json").read_text("utf-8"))
-        if info["format_version"] > FORMAT_VERSION:
+        try:
+            info = json.loads((path / "bundle.json").read_text("utf-8"))
+            hashes = dict(info["sha256"])
+            newer = int(info["format_version"]) > FORMAT_VERSION
+        except (ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"{uri}: bundle.json can't be read ({error!r}). Copy the model again.") from None
+        if newer:
             raise BundleError(
                 f"{uri}: bundle format {info['format_version']}, this cvpipe reads up to {FORMAT_VERSION}. "
                 "Upgrade: pip install -U databricks-cv-pipeline"
             )
-        for name, expected in info["sha256"].items():
+        for name, expected in hashes.items():
             if not (path / name).is_file() or sha256_of(path / name) != expected:
                 raise BundleError(f"{uri}: {name} is not the file that was saved with the model. Copy the model again.")
         labels = Labels.from_dict(json.loads((path / "classes.json").read_text("utf-8")))
@@ -123,7 +132,8 @@ class Bundle:
     def metrics(self) -> dict[str, Any]:
         """What evaluation found, or an empty dict."""
         path = self.path / "metrics.json"
-        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        return found
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         write_json(self.path / "metrics.json", metrics)
@@ -154,14 +164,20 @@ class Bundle:
 def library_versions() -> dict[str, str]:
     """Versions of what the model was made with."""
     import platform
-    from importlib.metadata import PackageNotFoundError, version
 
     from cvpipe import __version__
 
-    found = {"cvpipe": __version__, "python": platform.python_version()}
-    for name in ("torch", "torchvision", "lightning", "timm", "transformers", "mlflow", "numpy", "pillow"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    names = ("torch", "torchvision", "lightning", "timm", "transformers", "mlflow", "numpy", "pillow")
+    found = {name: installed_version(name) for name in names}
+    own = {"cvpipe": __version__, "python": platform.python_version()}
+    return own | {name: version for name, version in found.items() if version}
+
+
+def installed_version(distribution: str) -> str:
+    """Its version, or an empty string where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return ""

@@ -37,9 +37,9 @@ def _parse_size(value: Any) -> Any:
 
 def _parse_duration(value: Any) -> Any:
     """Accepts seconds, '90s', '15m', '1h30m', '2d' and 'HH:MM:SS'."""
-    if isinstance(value, bool) or value is None or isinstance(value, timedelta):
+    if value is None or isinstance(value, timedelta):
         return value
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
         return timedelta(seconds=value)
     text = str(value).strip().lower()
     if text.startswith("p"):
@@ -47,10 +47,10 @@ def _parse_duration(value: Any) -> Any:
     if match := re.fullmatch(r"(?:(\d+):)?(\d+):(\d{1,2})(?:\.\d+)?", text):
         hours, minutes, seconds = (int(part or 0) for part in match.groups())
         return timedelta(hours=hours, minutes=minutes, seconds=seconds)
-    if parts := re.fullmatch(r"(?:(\d+)d)?\s*(?:(\d+)h)?\s*(?:(\d+)m(?:in)?)?\s*(?:([\d.]+)s)?", text):
-        if any(parts.groups()):
-            days, hours, minutes = (int(part or 0) for part in parts.groups()[:3])
-            return timedelta(days=days, hours=hours, minutes=minutes, seconds=float(parts.group(4) or 0))
+    parts = re.fullmatch(r"(?:(\d+)d)?\s*(?:(\d+)h)?\s*(?:(\d+)m(?:in)?)?\s*(?:(\d+(?:\.\d+)?)s)?", text)
+    if parts and any(parts.groups()):
+        days, hours, minutes = (int(part or 0) for part in parts.groups()[:3])
+        return timedelta(days=days, hours=hours, minutes=minutes, seconds=float(parts.group(4) or 0))
     raise ValueError("expected a duration such as 90s, 15m, 1h30m or 01:30:00")
 
 
@@ -148,9 +148,13 @@ class TrainingConfig(Section):
     """How the network is fitted."""
 
     batch_size: int = Field(32, ge=1, description="images a step and device; halved if memory runs out")
-    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field("auto", description="processes that load data; auto: up to 8")
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="processes that load data; auto: up to 8"
+    )
     epochs: int = Field(10, ge=1, description="passes over the training images")
-    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(1e-3, description="peak learning rate; auto: range test")
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        1e-3, description="peak learning rate; auto: range test"
+    )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with Nesterov momentum 0.9")
     weight_decay: float = Field(0.01, ge=0, description="not applied to biases and normalisation layers")
     schedule: Literal["cosine", "one_cycle", "constant"] = Field("cosine", description="course of the learning rate")

@@ -186,7 +186,7 @@ def _validate(source: _Source, name: str) -> Config:
 
 
 def _explain(error: ValidationError, schema: type[Config], source: _Source, name: str) -> list[str]:
-    """One line for each key, unions folded into one, in file order."""
+    """One line for each key, unions folded into one."""
     problems: dict[str, str] = {}
     for item in error.errors(include_url=False):
         section, path, rest = _resolve(schema, item["loc"])
@@ -204,7 +204,7 @@ def _explain(error: ValidationError, schema: type[Config], source: _Source, name
             about = section.model_fields[path[-1]].description if path[-1] in section.model_fields else None
             problems.setdefault(key, f"{where}: {key} is missing{f' ({about})' if about else ''}.{example}")
         elif item["type"] == "value_error" and not rest:
-            problems.setdefault(key or name, f"{where}: {key}: found {item['input']!r}, {item['ctx']['error']}.")
+            problems.setdefault(key or name, f"{where}: {key}: found {_found(item['input'])}, {item['ctx']['error']}.")
         elif item["type"] == "invalid_key":
             problems.setdefault(key, f"{where}: unknown key {key}: keys are texts.")
         else:
@@ -212,7 +212,7 @@ def _explain(error: ValidationError, schema: type[Config], source: _Source, name
             detail = item["msg"][0].lower() + item["msg"][1:]
             if wanted and rest and rest[0].isdigit():  # an item of a list: its own bounds are in the message alone
                 wanted = f"{wanted}; {detail}"
-            problems.setdefault(key, f"{where}: {key}: found {item['input']!r}, expected {wanted or detail}.")
+            problems.setdefault(key, f"{where}: {key}: found {_found(item['input'])}, expected {wanted or detail}.")
     return list(problems.values())
 
 
@@ -249,6 +249,13 @@ def _origin(source: _Source, path: list[str], name: str) -> str:
         if origin := source.origins.get(".".join(path[:length])):
             return origin
     return name
+
+
+def _found(value: Any) -> str:
+    """The value as YAML writes it."""
+    if value is None:
+        return "nothing"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _wanted(section: type[BaseModel], key: str) -> str:

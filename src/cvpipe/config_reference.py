@@ -45,7 +45,8 @@ def _type_text(annotation: Any) -> str:
         flat = [piece for item in metadata for piece in getattr(item, "metadata", [item])]
         return _with_bounds(_type_text(inner), flat)
     if origin is Literal:
-        return f"one of {', '.join(str(value) for value in get_args(annotation))}"
+        values = [str(value) for value in get_args(annotation)]
+        return f"one of {', '.join(values)}" if len(values) > 1 else values[0]
     if origin in (Union, types.UnionType):
         return " or ".join(_type_text(part) for part in get_args(annotation))
     if origin is tuple:

@@ -17,7 +17,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cvpipe.bundle import Bundle
+from cvpipe.bundle import Bundle, installed_version
 from cvpipe.predictor import Predictor
 from cvpipe.task import find_task
 from cvpipe.types import Failure, Prediction
@@ -75,19 +75,12 @@ def _save_example(example: pd.DataFrame, root: Path, model: Model) -> None:
 
 def requirements(bundle: Bundle) -> list[str]:
     """What serving must install, pinned to the versions that trained the model. cvpipe itself travels as code."""
-    from importlib.metadata import PackageNotFoundError, version
-
     names = ["mlflow", "torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy", "pandas", "pyarrow"]
     names += ["pillow", "pydantic", "pyyaml", "safetensors"]
     if bundle.config.model.name.startswith("hf/"):
         names.append("transformers")
-    pins = []
-    for name in names:
-        try:
-            pins.append(f"{name}=={version(name).split('+')[0]}")
-        except PackageNotFoundError:
-            pins.append(name)
-    return pins
+    versions = {name: installed_version(name).split("+")[0] for name in names}
+    return [f"{name}=={version}" if version else name for name, version in versions.items()]
 
 
 def signature(bundle: Bundle) -> ModelSignature:

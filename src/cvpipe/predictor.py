@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ class Predictor:
         self.batch_size = batch_size or bundle.config.inference.batch_size
         self.threads = threads or min(8, os.cpu_count() or 1)
         self.processor = self.task.processor(bundle.config, bundle.labels)
-        self.network = bundle.network().to(self.device, memory_format=torch.channels_last)
+        self.network = bundle.network().to(self.device).to(memory_format=torch.channels_last)
 
     @classmethod
     def load(
@@ -72,21 +73,20 @@ class Predictor:
         """
         return list(self.stream([images] if isinstance(images, (str, Path, bytes)) else images, **params))
 
-    def stream(self, images: Iterable[Any], **params: Any) -> Iterator[Prediction | Failure]:
+    def stream(self, images: Iterable[Any], **params: Any) -> Generator[Prediction | Failure, None, None]:
         """The same for any number of images, holding a few batches in memory."""
         self.check_params(params)
         source = iter(images)
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="decode", initializer=_one_thread) as pool:
+        chunk = list(itertools.islice(source, self.batch_size))
+        if not chunk:
+            return
+        with _decoders(min(self.threads, len(chunk))) as pool:
             waiting: deque[list[Future[Any]]] = deque()
             try:
-                while True:
-                    while len(waiting) < 3:
-                        chunk = list(itertools.islice(source, self.batch_size))
-                        if not chunk:
-                            break
+                while chunk or waiting:
+                    while chunk and len(waiting) < 3:
                         waiting.append([pool.submit(self.prepare, image) for image in chunk])
-                    if not waiting:
-                        return
+                        chunk = list(itertools.islice(source, self.batch_size))
                     yield from self._run([future.result() for future in waiting.popleft()], params)
             finally:
                 for future in itertools.chain.from_iterable(waiting):
@@ -139,8 +139,27 @@ class Predictor:
         return [item if isinstance(item, Failure) else next(answers) for item in prepared]
 
 
-def _one_thread() -> None:
-    """Keeps each decoding thread from starting a pool of its own for every resize."""
+_starting = threading.Lock()
+
+
+def _decoders(count: int) -> ThreadPoolExecutor:
+    """A pool whose threads don't start pools of their own for every resize.
+
+    `torch.set_num_threads` holds for the calling thread and for all threads that use torch for the first time
+    afterwards. So the number is put back once all of ours have read it: another thread that runs a network later
+    (a server's) would otherwise compute on one core.
+    """
     import torch
 
-    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(count, thread_name_prefix="decode")
+    together = threading.Barrier(count)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        together.wait()
+
+    with _starting:
+        before = torch.get_num_threads()
+        wait([pool.submit(start) for _ in range(count)])
+        torch.set_num_threads(before)
+    return pool

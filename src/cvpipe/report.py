@@ -1,4 +1,4 @@
-"""Builds self-contained HTML reports: one file, no scripts, nothing fetched. Used by data checks, evaluation, monitoring.
+"""Builds self-contained HTML reports for data checks, evaluation, monitoring: one file, no scripts, nothing fetched.
 
     report = Report("Evaluation", "digits, test split")
     report.facts({"images": 364}).table("Classes", rows).gallery("Mistakes", [("a.png", "true 3, predicted 8 0.97")])
@@ -85,7 +85,7 @@ class Report:
 
     def figure(self, title: str, svg: str) -> Report:
         """An SVG drawing, scaled down to the width of the page."""
-        source = base64.b64encode(svg.encode()).decode()
+        source = base64.b64encode(svg.encode("utf-8", "replace")).decode()
         image = f'<img class="figure" alt="{_text(title)}" src="data:image/svg+xml;base64,{source}">'
         return self._add(title, f'<div class="scroll">{image}</div>')
 
@@ -202,8 +202,8 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
   margin: 16px 0; }
 section p { margin: 0 0 10px; } section p:last-child { margin-bottom: 0; }
 section:has(> .tiles) { background: none; border: 0; padding: 0; }
-.warning { color: var(--warn); background: var(--warn-back); margin: -18px -20px; padding: 14px 20px;
-  border-radius: 10px; }
+section:has(> .warning) { background: var(--warn-back); border-color: var(--warn); }
+.warning { color: var(--warn); }
 .note, .tile .name { color: var(--quiet); font-size: 13px; }
 .tiles { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }

@@ -22,6 +22,7 @@ from cvpipe.types import Assessment, Failure, Labels, Prediction
 
 if TYPE_CHECKING:
     import torch
+
     from cvpipe.data.module import ImageDataModule
     from cvpipe.data.splits import Split, Splits
     from cvpipe.tasks.base import TaskModule
@@ -36,10 +37,10 @@ class Processor(Protocol):
         """(3, height, width) uint8 RGB of any size -> (3, h, w) uint8 RGB of the network's size."""
         ...
 
-    def postprocess(
-        self, outputs: torch.Tensor, sizes: Sequence[tuple[int, int]], **params: Any
-    ) -> list[Prediction]:
-        """The network's raw outputs for a batch and the original (height, width) of each image -> predictions."""
+    @property
+    def postprocess(self) -> Callable[..., Sequence[Prediction]]:
+        """(outputs, sizes, **params): the network's raw outputs for a batch, the original (height, width) of each
+        image, and the task's `params` -> a prediction for each image."""
         ...
 
 

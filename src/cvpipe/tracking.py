@@ -69,7 +69,8 @@ def check_reachable(uri: str) -> None:
 
 def _without_secrets(uri: str) -> str:
     parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    # only then: urllib would turn sqlite:////folder into sqlite://folder
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
 
 
 @cache
@@ -173,9 +174,10 @@ class Tracker:
         """CPU, memory, disk, network and GPU use in the background."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self.tracking_uri) if (
-            "tracking_uri" in inspect.signature(SystemMetricsMonitor).parameters
-        ) else SystemMetricsMonitor(self.run_id, resume_logging=True)
+        takes_uri = "tracking_uri" in inspect.signature(SystemMetricsMonitor).parameters
+        options: dict[str, Any] = {"tracking_uri": self.tracking_uri} if takes_uri else {}
+        build: Any = SystemMetricsMonitor
+        self._monitor = build(self.run_id, resume_logging=True, **options)
         self._monitor.start()
 
     def log_model(self, bundle: Bundle, register_as: str | None = None, alias: str | None = None) -> LoggedModel:
@@ -184,11 +186,13 @@ class Tracker:
 
         from cvpipe import flavor
 
-        modern = "name" in inspect.signature(Model.log).parameters
-        where: dict[str, Any] = {"name": MODEL_NAME, "artifact_path": None} if modern else {"artifact_path": MODEL_NAME}
-        info = Model.log(
-            flavor=flavor, run_id=self.run_id, registered_model_name=register_as, bundle=bundle, **where
-        )
+        where: dict[str, Any] = {"artifact_path": MODEL_NAME}
+        if "model_id" in inspect.signature(Model.log).parameters:
+            # MLflow 3 would put the model into the default experiment, because no run is active in its sense
+            params = self.client.get_run(self.run_id).data.params
+            model = self.client.create_logged_model(self.experiment_id, MODEL_NAME, self.run_id, params=params)
+            where = {"name": MODEL_NAME, "artifact_path": None, "model_id": model.model_id}
+        info = Model.log(flavor=flavor, run_id=self.run_id, registered_model_name=register_as, bundle=bundle, **where)
         if register_as is None:
             return LoggedModel(uri=info.model_uri)
         version = str(info.registered_model_version)

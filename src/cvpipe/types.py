@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    import PIL.Image
     import pyarrow as pa
 
 ImageInput = "str | Path | bytes | np.ndarray | PIL.Image.Image"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,17 +41,18 @@ def read_image(image: Any, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     if isinstance(image, (str, Path)):
         try:
             data = Path(image).read_bytes()
-        except OSError as error:
-            raise ImageError(f"can't read the file: {error.strerror or error}") from None
+        except (OSError, ValueError) as error:  # ValueError: a null character in the path
+            raise ImageError(f"can't read the file: {getattr(error, 'strerror', None) or error}") from None
         return decode(data, max_pixels)
     if isinstance(image, (bytes, bytearray, memoryview)):
         return decode(bytes(image), max_pixels)
     if isinstance(image, torch.Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
             raise ImageError(f"expected a tensor (3, height, width) uint8, found {tuple(image.shape)} {image.dtype}")
+        _check_pixels(int(image.shape[1]), int(image.shape[2]), max_pixels)
         return image
     if isinstance(image, np.ndarray):
-        return _from_array(image)
+        return _from_array(image, max_pixels)
     if hasattr(image, "convert"):
         return _from_pillow(image, max_pixels)
     raise ImageError(f"expected a path, bytes, array, tensor or Pillow image, found {type(image).__name__}")
@@ -76,7 +78,8 @@ def _decode_jpeg(data: bytes) -> torch.Tensor:
     # a bytearray, because torch warns about memory that it may not write to
     buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:
-        return decode_jpeg(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+        pixels: torch.Tensor = decode_jpeg(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+        return pixels
     except RuntimeError as error:
         raise ImageError(f"broken JPEG: {_first_line(error)}") from None
 
@@ -118,17 +121,25 @@ def _from_pillow(image: PIL.Image.Image, max_pixels: int) -> torch.Tensor:
     _check_pixels(image.height, image.width, max_pixels)
     try:
         image.load()
-        if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+        if _orientation(image) != 1:
             image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I") or image.mode == "F":
+            return _from_deep(np.asarray(image), image.mode)
         if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
             rgba = image.convert("RGBA")
             canvas = Image.new("RGBA", rgba.size, "white")
             image = Image.alpha_composite(canvas, rgba)
-        elif image.mode.startswith("I") or image.mode == "F":
-            return _from_deep(np.asarray(image), image.mode)
         return _from_array(np.asarray(image.convert("RGB")))
     except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
         raise ImageError(f"broken image: {_first_line(error)}") from None
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+    """The EXIF orientation 1..8; 1 where the EXIF block can't be read: the pixels are as good as without one."""
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except (OSError, ValueError, TypeError, SyntaxError, KeyError, struct.error):
+        return 1
 
 
 def _from_deep(grey: np.ndarray[Any, Any], mode: str) -> torch.Tensor:
@@ -142,9 +153,10 @@ def _from_deep(grey: np.ndarray[Any, Any], mode: str) -> torch.Tensor:
     return _from_array((grey.astype(np.uint32) // 257).astype(np.uint8))
 
 
-def _from_array(array: np.ndarray[Any, Any]) -> torch.Tensor:
+def _from_array(array: np.ndarray[Any, Any], max_pixels: int = sys.maxsize) -> torch.Tensor:
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
         raise ImageError(f"expected an array (height, width, 3) uint8 RGB, found {array.shape} {array.dtype}")
+    _check_pixels(array.shape[0], array.shape[1], max_pixels)
     if array.ndim == 2:
         array = np.repeat(array[:, :, None], 3, axis=2)
     return torch.from_numpy(np.array(array)).permute(2, 0, 1)

@@ -1,8 +1,8 @@
 """Batches in a fixed order: what is in a batch depends on seed, epoch and position only.
 
 Neither the number of workers nor an interruption changes the stream of training images: the order is drawn from
-(seed, epoch), each image's augmentation from (seed, epoch, index), and a loader that goes on from a checkpoint skips
-the batches that were already used.
+(seed, epoch), each image's augmentation from (seed, epoch, place in the order), and a loader that goes on from a
+checkpoint skips the batches that were already used.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from cvpipe.data.splits import BadFile, Split
 from cvpipe.errors import ImageError
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
+Key = tuple[int, int, int]
+"""(epoch, place in the epoch's order, index in the split). The place makes each draw of an image that balanced
+sampling draws several times look different."""
 
 
 class Batch(NamedTuple):
@@ -66,9 +69,9 @@ class ImageDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor | None, Any, int, list[BadFile]]:
-        """The image for (epoch, index). In training a broken image is replaced by the next good one."""
-        epoch, index = key
+    def __getitem__(self, key: Key) -> tuple[torch.Tensor | None, Any, int, list[BadFile]]:
+        """The image for (epoch, place, index). In training a broken image is replaced by the next good one."""
+        epoch, place, index = key
         bad: list[BadFile] = []
         for offset in range(min(len(self), 100) if self.augment else 1):
             position = (index + offset) % len(self)
@@ -79,13 +82,13 @@ class ImageDataset(Dataset[Any]):
                 bad.append(BadFile(self.split_name, path, str(error)))
                 continue
             if self.augment:
-                image = self.augment(image, seed_of(self.seed, epoch, index))
+                image = self.augment(image, seed_of(self.seed, epoch, place))
             return self.preprocess(image), self.targets[position], position, bad
         return None, None, index, bad
 
 
-class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Lists of (epoch, index), shuffled by (seed, epoch), starting at any batch."""
+class EpochBatches(Sampler[list[Key]]):
+    """Lists of (epoch, place in the order, index), shuffled by (seed, epoch), starting at any batch."""
 
     def __init__(
         self, size: int, batch_size: int, *, shuffle: bool, seed: int, weights: Sequence[float] | None = None
@@ -118,16 +121,17 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             return list(range(self.size))
         generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
         if self.weights is not None:
-            order: list[int] = torch.multinomial(self.weights, self.size, True, generator=generator).tolist()
-            return order
-        order = torch.randperm(self.size, generator=generator).tolist()
+            drawn = torch.multinomial(self.weights, self.size, True, generator=generator)
+        else:
+            drawn = torch.randperm(self.size, generator=generator)
+        order: list[int] = drawn.tolist()
         return order
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         order, epoch, count = self._order(), self.epoch, len(self)
         for batch in range(self.start, count):
             end = self.size if batch == count - 1 else (batch + 1) * self.batch_size
-            yield [(epoch, index) for index in order[batch * self.batch_size : end]]
+            yield [(epoch, place, order[place]) for place in range(batch * self.batch_size, end)]
 
 
 class Loader(DataLoader[Batch]):

@@ -38,6 +38,10 @@ class ImageDataModule(LightningDataModule):
         self.preprocess, self.collate_targets, self.weights = preprocess, collate_targets, weights
         self.batch_size = config.training.batch_size
 
+    def train_batches(self) -> int:
+        """Batches of one epoch."""
+        return len(self._batches(self.splits.train, shuffle=True))
+
     def train_dataloader(self) -> Loader:
         augment = Augment(self.config.data.augment, self.config.data.image_size)
         return self._loader(self.splits.train, augment)
@@ -48,14 +52,13 @@ class ImageDataModule(LightningDataModule):
     def _loader(self, split: Split, augment: Augment | None) -> Loader:
         seed = self.config.training.seed
         dataset = ImageDataset(split, self.preprocess, augment, seed, self.config.inference.max_pixels)
-        batches = EpochBatches(
-            len(split),
-            self.batch_size,
-            shuffle=augment is not None,
-            seed=seed,
-            weights=self.weights if augment else None,
-        )
+        batches = self._batches(split, shuffle=augment is not None)
         return Loader(dataset, batches, self.collate_targets, worker_count(self.config.training.num_workers))
+
+    def _batches(self, split: Split, shuffle: bool) -> EpochBatches:
+        weights = self.weights if shuffle else None
+        seed = self.config.training.seed
+        return EpochBatches(len(split), self.batch_size, shuffle=shuffle, seed=seed, weights=weights)
 
 
 def worker_count(setting: int | str) -> int:

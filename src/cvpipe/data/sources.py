@@ -18,6 +18,7 @@ from cvpipe.types import Labels
 MANIFEST_SUFFIXES = (".csv", ".parquet", ".jsonl")
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 DEFAULT_VAL = 0.2
+_NOT_IMAGE = "not an image file (by its name)"
 _IGNORED = frozenset({"thumbs.db", "desktop.ini"})
 _COLUMNS = {
     "path": ("path", "image", "file", "file_name", "filename", "image_path"),
@@ -42,26 +43,27 @@ def load_classification(config: Config) -> Splits:
     notes = [f"format: {kind}"]
     by_split = _by_split(train)
     if isinstance(data.val, str):
-        by_split["val"] = _read(data.val, config, "val", data)[0]
+        by_split["val"] = _labelled(data.val, config, "val", multi_label)
     elif isinstance(data.val, float):
         # an explicit share is taken from what is there to train on, and the data set's own val split goes with it
         by_split["train"] += by_split.pop("val", [])
     if data.test is not None:
-        by_split["test"] = _read(data.test, config, "test", data)[0]
+        by_split["test"] = _labelled(data.test, config, "test", multi_label)
 
-    bad = [BadFile(name, row[0], _not_image(row[0])) for name, rows in by_split.items() for row in rows
-           if _not_image(row[0])]
-    by_split = {name: [row for row in rows if not _not_image(row[0])] for name, rows in by_split.items()}
-    classes = _classes(by_split, config, kind)
-    splits = {name: _split(name, rows, classes, multi_label) for name, rows in by_split.items() if rows}
-    if "train" not in splits:
+    bad = [
+        BadFile(name, row[0], _NOT_IMAGE) for name, rows in by_split.items() for row in rows if not _named_as_image(row)
+    ]
+    by_split = {name: [row for row in rows if _named_as_image(row)] for name, rows in by_split.items()}
+    if not by_split["train"]:
         raise DataError(f"{config.where('data.train')}: no training images in {data.train}.")
+    classes = _classes(by_split, config, multi_label)
+    splits = {name: _split(name, rows, classes, multi_label) for name, rows in by_split.items() if rows}
     if "val" not in splits:
         share = data.val if isinstance(data.val, float) else DEFAULT_VAL
         if not 0 < share < 1:
             raise DataError(f"{config.where('data.val')}: found {share}, expected a share between 0 and 1 or a path.")
         keys = _keys(by_split["train"])
-        strata = [row[1] for row in by_split["train"]]
+        strata = _strata(by_split["train"])
         splits["train"], splits["val"] = hold_out(splits["train"], share, strata, keys)
         by_group = ", whole groups" if splits["train"].groups else ""
         notes.append(f"val: {share:.0%} of train held out (stratified{by_group})")
@@ -72,28 +74,48 @@ def load_classification(config: Config) -> Splits:
             )
     labels = Labels(classes=classes, multi_label=multi_label)
     _check_num_classes(config, labels)
-    return Splits(
-        splits["train"], splits["val"], splits.get("test"), labels, kind, tuple(notes), tuple(bad)
-    )
+    return Splits(splits["train"], splits["val"], splits.get("test"), labels, kind, tuple(notes), tuple(bad))
 
 
 def load_one(source: str, config: Config, labels: Labels, name: str = "test") -> Split:
     """One labelled split for evaluation with a model's own classes. Raises DataError for unknown classes."""
-    rows, kind, multi_label = _read(source, config, name, config.data)
+    rows, _, multi_label = _read(source, config, name, config.data)
     if multi_label != labels.multi_label:
         raise DataError(
             f"{source}: the labels are {'multi' if multi_label else 'single'}-label, the model is "
             f"{'multi' if labels.multi_label else 'single'}-label."
         )
-    by_split = _by_split(rows)
-    chosen = by_split.get(name) or by_split.get("val") or by_split["train"]
+    chosen = _pick(rows, name, source, source)
     present = {label for row in chosen for label in row[1]}
     unknown = sorted(present - set(labels.classes))
     if unknown:
         raise DataError(
             f"{source}: classes that the model does not know: {_few(unknown)}. It knows: {_few(labels.classes)}."
         )
-    return _split(name, [row for row in chosen if not _not_image(row[0])], labels.classes, multi_label)
+    return _split(name, [row for row in chosen if _named_as_image(row)], labels.classes, multi_label)
+
+
+def _labelled(source: str, config: Config, name: str, multi_label: bool) -> list[Row]:
+    """The rows of a source that was named for val or test."""
+    rows, _, found = _read(source, config, name, config.data)
+    where = config.where(f"data.{name}")
+    if found != multi_label:
+        raise DataError(
+            f"{where}: the labels of {source} are {'multi' if found else 'single'}-label, those of data.train are "
+            f"{'multi' if multi_label else 'single'}-label. Name the label column alike: `label` or `labels`."
+        )
+    return _pick(rows, name, where, source)
+
+
+def _pick(rows: Sequence[Row], name: str, where: str, source: str) -> list[Row]:
+    """The rows of a split; all of them where the source names no splits. A data set without test is tested on val."""
+    present = {row[2] for row in rows}
+    if present == {""}:
+        return list(rows)
+    wanted = next((split for split in (name, *(["val"] if name == "test" else [])) if split in present), None)
+    if wanted is None:
+        raise DataError(f"{where}: {source} has no {name} split. It has: {_few(sorted(present - {''}))}.")
+    return [row for row in rows if row[2] == wanted]
 
 
 def list_images(folder: str | Path) -> list[str]:
@@ -109,20 +131,20 @@ def _read(source: str, config: Config, split: str, data: DataConfig) -> tuple[li
     """(rows, format, multi-label)"""
     where = config.where(f"data.{split}")
     if source.startswith(PREFIX):
-        return _read_folder(demo_folder(source), where, split), f"{source} (imagefolder)", False
+        return _read_folder(demo_folder(source), where), f"{source} (imagefolder)", False
     path = Path(source)
     if not path.exists():
         parent = next((p for p in path.parents if p.is_dir()), Path())
         hint = did_you_mean(path.name, [p.name for p in parent.iterdir()]) if parent == path.parent else ""
         raise DataError(
-            f"{where}: {source} does not exist ({parent or '.'} does).{hint} Expected a folder with one folder a "
+            f"{where}: {source} does not exist ({parent} does).{hint} Expected a folder with one folder a "
             "class, a manifest (.csv, .parquet, .jsonl), or demo:digits."
         )
     wanted = data.format
     if path.is_dir():
         if wanted not in ("auto", "imagefolder"):
             raise DataError(f"{config.where('data.format')}: found {wanted!r}, and {source} is a folder.")
-        return _read_folder(path, where, split), "imagefolder", False
+        return _read_folder(path, where), "imagefolder", False
     if path.suffix.lower() not in MANIFEST_SUFFIXES or wanted not in ("auto", "manifest"):
         raise DataError(
             f"{where}: found the file {source} (data.format {wanted}), expected a folder or a manifest "
@@ -132,16 +154,14 @@ def _read(source: str, config: Config, split: str, data: DataConfig) -> tuple[li
     return rows, "manifest", multi_label
 
 
-def _read_folder(root: Path, where: str, split: str) -> list[Row]:
+def _read_folder(root: Path, where: str) -> list[Row]:
     """One folder a class, or such folders below train/, val/ and test/."""
     subfolders = {p.name.lower(): p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")}
     parts = {
         name: subfolders[alias] for name, aliases in SPLIT_FOLDERS.items() for alias in aliases if alias in subfolders
     }
-    if "train" in parts and split == "train":
+    if "train" in parts:
         return [row for name, folder in parts.items() for row in _read_classes(folder, where, name)]
-    if split in parts and split != "train":
-        return _read_classes(parts[split], where, "")
     return _read_classes(root, where, "")
 
 
@@ -191,8 +211,8 @@ def _read_manifest(path: Path, data: DataConfig, where: str) -> tuple[list[Row],
     root = Path(data.root) if data.root else path.parent
     rows: list[Row] = []
     problems: list[str] = []
-    records = frame.to_dict("records")
-    for line, record in enumerate(records, start=2):
+    # a CSV file's first line holds the names
+    for line, record in enumerate(frame.to_dict("records"), start=2 if path.suffix.lower() == ".csv" else 1):
         file = record[columns["path"]]
         label = record[label_column]
         if not isinstance(file, str) or not file:
@@ -230,7 +250,7 @@ def read_table(path: Path, where: str) -> Any:
             return pd.read_parquet(path)
         return pd.read_json(path, lines=True, dtype=False)
     except (ValueError, OSError, pd.errors.ParserError) as error:
-        raise DataError(f"{where}: {path} can't be read: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{where}: {path} can't be read: {(str(error).splitlines() or ['broken'])[0]}") from None
 
 
 def _label_texts(value: Any, multi_label: bool) -> tuple[str, ...]:
@@ -247,7 +267,8 @@ def _label_texts(value: Any, multi_label: bool) -> tuple[str, ...]:
 
 
 def _text(value: Any) -> str:
-    if value is None or (isinstance(value, float) and value != value):
+    # NaN, and pandas' own two kinds of nothing
+    if value is None or (isinstance(value, float) and value != value) or type(value).__name__ in ("NAType", "NaTType"):
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
@@ -261,7 +282,7 @@ def _by_split(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return by_split
 
 
-def _classes(by_split: dict[str, list[Row]], config: Config, kind: str) -> tuple[str, ...]:
+def _classes(by_split: dict[str, list[Row]], config: Config, multi_label: bool) -> tuple[str, ...]:
     classes = sorted({label for row in by_split["train"] for label in row[1]}, key=_natural)
     for name in ("val", "test"):
         present = {label for row in by_split.get(name, []) for label in row[1]}
@@ -269,12 +290,13 @@ def _classes(by_split: dict[str, list[Row]], config: Config, kind: str) -> tuple
         if unknown:
             hints = "".join(did_you_mean(label, classes) for label in unknown[:1])
             raise DataError(
-                f"{config.where(f'data.{name}')}: the {name} split has classes that train lacks: {_few(unknown)}.{hints} "
-                f"Train has: {_few(classes)}."
+                f"{config.where(f'data.{name}')}: the {name} split has classes that train lacks: {_few(unknown)}."
+                f"{hints} Train has: {_few(classes)}."
             )
-    if len(classes) < 2 and kind != "manifest":
+    if len(classes) < (1 if multi_label else 2):
         raise DataError(
-            f"{config.where('data.train')}: found {len(classes)} class, expected at least 2 class folders."
+            f"{config.where('data.train')}: found {len(classes)} class{'' if len(classes) == 1 else 'es'} "
+            f"({_few(classes) or 'no label'}), expected at least {1 if multi_label else 2}."
         )
     return tuple(classes)
 
@@ -294,12 +316,20 @@ def _split(name: str, rows: Sequence[Row], classes: Sequence[str], multi_label: 
 
 def _keys(rows: Sequence[Row]) -> list[str]:
     """Names that do not depend on where the data set lies: the paths below their common folder."""
-    common = os.path.commonpath([os.path.dirname(row[0]) for row in rows])
-    return [os.path.relpath(row[0], common) for row in rows]
+    paths = [os.path.abspath(row[0]) for row in rows]
+    common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [os.path.relpath(path, common) for path in paths]
 
 
-def _not_image(path: str) -> str:
-    return "" if Path(path).suffix.lower() in IMAGE_SUFFIXES else "not an image file (by its name)"
+def _strata(rows: Sequence[Row]) -> list[str]:
+    """What to stratify by: the class; for several labels the rarest of them, because most sets of labels are unique."""
+    counts = Counter(label for row in rows for label in row[1])
+    return [min(row[1], key=lambda label: (counts[label], label), default="") for row in rows]
+
+
+def _named_as_image(row: Row) -> bool:
+    """False for names such as notes.txt. A name without an ending (as data lakes give) may be an image."""
+    return Path(row[0]).suffix.lower() in IMAGE_SUFFIXES | {""}
 
 
 def _check_num_classes(config: Config, labels: Labels) -> None:

@@ -19,7 +19,8 @@ class Split:
         name: train, val or test.
         paths: image files.
         targets: one target for each path; for classification a class index, or a tuple of them for multi-label.
-        groups: one key for each path, or None. Images of a group never stand in two splits.
+        groups: one key for each path (the path itself: a group of its own), or None. Images of a group never stand in
+            two splits.
     """
 
     name: str
@@ -94,22 +95,30 @@ def hold_out(split: Split, share: float, strata: Sequence[Hashable], keys: Seque
     """
     units: dict[str, list[int]] = defaultdict(list)
     for position in sorted(range(len(split)), key=lambda i: keys[i]):
-        units[f"group {split.groups[position]}" if split.groups else keys[position]].append(position)
+        group = split.groups[position] if split.groups else split.paths[position]
+        # a path would make the choice depend on where the data set lies
+        units[f"image {keys[position]}" if group == split.paths[position] else f"group {group}"].append(position)
     by_stratum: dict[Hashable, list[str]] = defaultdict(list)
     for unit, positions in units.items():
         by_stratum[strata[positions[0]]].append(unit)
     held: set[int] = set()
     for members in by_stratum.values():
         total = sum(len(units[unit]) for unit in members)
-        wanted = max(1, round(total * share)) if len(members) > 1 else 0
+        wanted = max(1, round(total * share))
+        chosen: list[str] = []
         taken = 0
-        for unit in sorted(members, key=_hash):
+        ordered = sorted(members, key=_hash)
+        for unit in ordered:
             size = len(units[unit])
             # a group that would overshoot by more than it would fall short stays in training
-            if taken >= wanted or (taken and taken + size - wanted > wanted - taken):
-                continue
-            held.update(units[unit])
-            taken += size
+            if taken < wanted and taken + size - wanted <= wanted - taken:
+                chosen.append(unit)
+                taken += size
+        if not chosen:
+            chosen = [min(ordered, key=lambda unit: len(units[unit]))]
+        if len(chosen) == len(members):
+            chosen.pop()  # something to learn from stays in each stratum
+        held.update(position for unit in chosen for position in units[unit])
     left = [i for i in range(len(split)) if i not in held]
     return split.select(left), split.select(sorted(held), name="val")
 

@@ -42,7 +42,7 @@ def fit(image: torch.Tensor, size: tuple[int, int], policy: str, crop_pct: float
         return canvas
     # cropping first and resizing the crop alone gives the same view and touches fewer pixels
     scale = max(size[0] / height, size[1] / width) / crop_pct
-    crop = (min(height, round(size[0] / scale)), min(width, round(size[1] / scale)))
+    crop = (max(1, min(height, round(size[0] / scale))), max(1, min(width, round(size[1] / scale))))
     top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
     return resize(image[:, top : top + crop[0], left : left + crop[1]], size)
 
@@ -70,9 +70,7 @@ class Augment:
         return image
 
 
-def random_crop(
-    height: int, width: int, config: AugmentConfig, rng: random.Random
-) -> tuple[int, int, int, int]:
+def random_crop(height: int, width: int, config: AugmentConfig, rng: random.Random) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a crop of random area and aspect ratio (Szegedy et al., 2015, arXiv:1409.4842)."""
     log_low, log_high = math.log(config.crop_ratio[0]), math.log(config.crop_ratio[1])
     for _ in range(10):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,29 +13,26 @@ from cvpipe.data.splits import BadFile, Split, Splits
 from cvpipe.errors import DataError
 
 _TAIL = 64
+_END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 
 
 def check_file(path: str) -> str | None:
-    """Why a file can't be an image, or None. Reads its first bytes and its end, decodes nothing."""
+    """Why a file can't be an image, or None.
+
+    Reads the first bytes and the end; decodes only what has no end mark where one belongs, and rare formats.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with open(path, "rb") as file:
-            with Image.open(file) as image:
-                kind = image.format
-            size = file.seek(0, os.SEEK_END)
-            if size > _TAIL:
-                file.seek(-_TAIL, os.SEEK_END)
-                tail = file.read()
-                if kind == "PNG" and b"IEND" not in tail:
-                    return "truncated PNG (no end marker)"
-        if kind == "JPEG" and b"\xff\xd9" not in tail[-_TAIL:]:
-            return _decode_fully(path)
+        with Path(path).open("rb") as file:
+            kind = Image.open(file).format or ""
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            tail = file.read()
     except UnidentifiedImageError:
-        return "the file is empty" if os.path.getsize(path) == 0 else "not an image file (no known format)"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"can't be opened: {str(error).splitlines()[0]}"
-    return None
+        return "the file is empty" if Path(path).stat().st_size == 0 else "not an image file (no known format)"
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+        return f"can't be opened: {(str(error).splitlines() or [type(error).__name__])[0]}"
+    return None if _END_MARKS.get(kind, b"\0no mark") in tail else _decode_fully(path)
 
 
 def _decode_fully(path: str) -> str | None:

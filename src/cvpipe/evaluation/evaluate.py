@@ -12,13 +12,14 @@ from typing import Any
 
 from cvpipe.bundle import Bundle
 from cvpipe.data.splits import Split
-from cvpipe.errors import DataError, InputError, TrackingError
+from cvpipe.errors import CvpipeError, DataError, InputError, TrackingError
 from cvpipe.predictor import Predictor
 from cvpipe.types import Assessment, Failure, Interval, Prediction
 from cvpipe.utils import console
 from cvpipe.utils.filesystem import atomic_open, write_json
 
 SPLITS = ("train", "val", "test")
+_REMOTE = ("models:/", "runs:/")
 _TIMED = 20  # single images that the latency is taken from
 _SHOWN_FAILURES = 5
 
@@ -96,7 +97,9 @@ def evaluate(
     registry_uri: str | None = None,
     log_to_run: bool = True,
 ) -> Evaluation:
-    """Applies a model to labelled images and writes report.html, metrics.json and predictions.csv.
+    """Applies a model to labelled images, prints the metrics, and writes report.html, metrics.json, predictions.csv.
+
+    A local bundle remembers the metrics on its own test split (metrics.json in the bundle).
 
     Args:
         model: a bundle's directory, `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/RUN_ID/model`, or a loaded
@@ -108,6 +111,7 @@ def evaluate(
 
     Raises:
         InputError: the model or the data can't be used.
+        CvpipeError: no image gave a prediction; the files, with the reasons, are written before.
     """
     if split not in SPLITS:
         raise InputError(f"split: found {split!r}, expected one of {', '.join(SPLITS)}.")
@@ -115,13 +119,23 @@ def evaluate(
     chosen, source = labelled_split(predictor.bundle, data, split)
     folder = Path(output_dir) if output_dir is not None else _default_folder(predictor.bundle, data)
     evaluation = evaluate_split(predictor, chosen, folder, source)
-    if log_to_run and not isinstance(model, Predictor):
-        _log(predictor.bundle.uri, evaluation, _folder_name(data), tracking_uri, registry_uri)
+    show(evaluation)
+    if not evaluation.metrics:
+        raise CvpipeError(
+            f"{source}: none of the {evaluation.images} images gave a prediction. The reasons are in "
+            f"{folder / 'predictions.csv'}."
+        )
+    bundle, remote = predictor.bundle, predictor.bundle.uri.startswith(_REMOTE)
+    own = (data is None and split == "test") or (isinstance(data, Split) and not bundle.metrics)
+    if own and not remote:
+        bundle.write_metrics(evaluation.records())
+    if remote and log_to_run:
+        _log(bundle.uri, evaluation, _folder_name(data), tracking_uri, registry_uri)
     return evaluation
 
 
 def evaluate_split(predictor: Predictor, split: Split, folder: str | Path, source: str = "") -> Evaluation:
-    """The same for a loaded model and split; the end of training calls it. Logs nothing to MLflow.
+    """The measuring and writing alone, for a loaded model and split. Prints only progress, logs nothing to MLflow.
 
     Args:
         split: targets as indices of the model's classes; its name becomes the prefix of the metrics.
@@ -175,43 +189,9 @@ def labelled_split(bundle: Bundle, data: str | Path | Split | None, name: str) -
         )
     by_name = {found.name: found for found in splits.all()}
     if name not in by_name:
-        console.say(f"{bundle.config.data.train} has no {name} split: evaluating on val, which training has seen.")
+        console.say(f"{bundle.config.data.train} has no {name} split: evaluating on val, which chose the best epoch.")
     chosen = by_name.get(name, splits.val)
     return chosen, f"{bundle.config.data.train} ({chosen.name})"
-
-
-def evaluate_command(
-    model_uri: str,
-    data: str | None = None,
-    *,
-    split: str = "test",
-    output_dir: str | None = None,
-    device: str = "auto",
-    batch_size: int | None = None,
-    tracking_uri: str | None = None,
-    registry_uri: str | None = None,
-    log_to_run: bool = True,
-    as_json: bool = False,
-) -> int:
-    """`evaluate` with its result on the console, or as one JSON object on stdout. Returns the exit code."""
-    options: dict[str, Any] = {
-        "split": split,
-        "output_dir": output_dir,
-        "device": device,
-        "batch_size": batch_size,
-        "tracking_uri": tracking_uri,
-        "registry_uri": registry_uri,
-        "log_to_run": log_to_run,
-    }
-    if as_json:
-        with console.on_stderr():
-            evaluation = evaluate(model_uri, data, **options)
-            show(evaluation)
-        print(json.dumps(evaluation.to_dict(), allow_nan=False))
-    else:
-        evaluation = evaluate(model_uri, data, **options)
-        show(evaluation)
-    return 0 if evaluation.failures < evaluation.images else 1
 
 
 def show(evaluation: Evaluation) -> None:
@@ -246,9 +226,9 @@ def _predictor(
 
 def _default_folder(bundle: Bundle, data: str | Path | Split | None) -> Path:
     """Next to a bundle that lies in its run's folder; other models get a folder of their own in ./evaluation."""
-    if not bundle.uri.startswith(("models:/", "runs:/")) and bundle.path.name == "bundle":
+    if not bundle.uri.startswith(_REMOTE) and bundle.path.name == "bundle":
         return bundle.path.parent / _folder_name(data)
-    return Path(_folder_name(data)) / _slug(bundle.uri if "models:/" in bundle.uri else bundle.path.name)
+    return Path(_folder_name(data)) / _slug(bundle.uri if bundle.uri.startswith(_REMOTE) else bundle.path.name)
 
 
 def _folder_name(data: str | Path | Split | None) -> str:
@@ -383,8 +363,8 @@ def _write_report(
     resamples = bundle.config.evaluation.bootstrap
     if resamples:
         report.text(
-            f"Intervals: 95 % percentile bootstrap, {resamples} resamples of the images (of whole groups where the data "
-            f"name groups), seed {bundle.config.training.seed}.",
+            f"Intervals: 95 % percentile bootstrap, {resamples} resamples of the images (of whole groups where the "
+            f"data name groups), seed {bundle.config.training.seed}; widened where needed to hold the value.",
             "How this was measured",
         )
     report.write(evaluation.report)
@@ -400,8 +380,6 @@ def _latency_text(latency: Mapping[str, float]) -> str:
 
 def _log(uri: str, evaluation: Evaluation, name: str, tracking_uri: str | None, registry_uri: str | None) -> None:
     """Into the run that made the model. The files are on disk by now: a server that refuses costs a warning."""
-    if not uri.startswith(("models:/", "runs:/")):
-        return
     from cvpipe.tracking import log_evaluation, run_of
 
     try:

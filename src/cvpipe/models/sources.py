@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +13,7 @@ import torch
 from torch import nn
 
 from cvpipe.errors import DependencyError, ModelError, did_you_mean
+from cvpipe.models.hub import offline_if_unreachable
 from cvpipe.models.weights import load_pretrained
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -112,10 +116,12 @@ def _torchvision(
     if name not in known:
         raise ModelError(f"model.name: unknown torchvision network {name!r}.{did_you_mean(name, known)}")
     weights = tv.get_model_weights(name)
-    chosen = weights.DEFAULT if download else None  # type: ignore[attr-defined]
-    options = {"init_weights": True} if name in ("googlenet", "inception_v3") and not download else {}
+    chosen = weights.DEFAULT if download else None
+    options: dict[str, Any] = _torchvision_size(name, size, download)
     if name in ("googlenet", "inception_v3"):
         options["aux_logits"] = download
+        if not download:
+            options["init_weights"] = True
     module = _with_download(f"torchvision/{name}", download, lambda: tv.get_model(name, weights=chosen, **options))
     if name in ("googlenet", "inception_v3") and download:
         module.aux_logits, module.AuxLogits, module.aux1, module.aux2 = False, None, None, None
@@ -124,17 +130,34 @@ def _torchvision(
     return Body(module, IMAGENET_MEAN, IMAGENET_STD, (head,), note=note)
 
 
+def _torchvision_size(name: str, size: tuple[int, int], download: bool) -> dict[str, Any]:
+    """The option that tells torchvision's transformers the image size; the other networks take any."""
+    option = {"vit": "image_size", "maxvit": "input_size"}.get(name.partition("_")[0])
+    if option is None or size == (224, 224):
+        return {}
+    if download or (option == "image_size" and size[0] != size[1]):
+        raise ModelError(
+            f"model.name: torchvision/{name} "
+            + (f"has published weights for 224x224 pixels, and data.image_size is {list(size)}. " if download else "")
+            + ("" if download else f"takes square images, and data.image_size is {list(size)}. ")
+            + "Set data.image_size=224, or take the network from timm, which fits it to any size."
+        )
+    return {option: size[0] if option == "image_size" else size}
+
+
 def _replace_last_layer(module: nn.Module, classes: int, dropout: float, name: str) -> str:
     """Puts a new last layer in place of torchvision's 1000-class one; returns its name."""
-    path, last = [(p, m) for p, m in module.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
+    path: str = [p for p, m in module.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
     if name.startswith("squeezenet"):
-        path, last = "classifier.1", module.get_submodule("classifier.1")
+        path = "classifier.1"
+    last = module.get_submodule(path)
     new: nn.Module
     if isinstance(last, nn.Conv2d):
-        new = nn.Conv2d(last.in_channels, classes, last.kernel_size, last.stride)  # type: ignore[arg-type]
-    else:
-        assert isinstance(last, nn.Linear)
+        new = nn.Conv2d(last.in_channels, classes, kernel_size=1)  # squeezenet's
+    elif isinstance(last, nn.Linear):
         new = nn.Linear(last.in_features, classes)
+    else:
+        raise ModelError(f"model.name: torchvision/{name} has no last layer that cvpipe knows how to replace.")
     if dropout:
         new = nn.Sequential(nn.Dropout(dropout), new)
     parent, _, attribute = path.rpartition(".")
@@ -143,14 +166,19 @@ def _replace_last_layer(module: nn.Module, classes: int, dropout: float, name: s
 
 
 class _LogitsOnly(nn.Module):
-    """A transformers classifier as a function from images to logits."""
+    """A transformers classifier as a function from images to logits, fitted to the image size."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
         super().__init__()
         self.model = model
+        own = getattr(model.config, "image_size", None)
+        differs = own is not None and (tuple(own) if isinstance(own, (list, tuple)) else (own, own)) != size
+        # transformers with learnt positions refuse other sizes unless they are told to interpolate
+        can = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+        self.options = {"interpolate_pos_encoding": True} if differs and can else {}
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model(pixel_values=images).logits
+        logits: torch.Tensor = self.model(pixel_values=images, **self.options).logits
         return logits
 
 
@@ -171,7 +199,8 @@ def _transformers(
     else:
         config = _with_download(full, True, lambda: AutoConfig.from_pretrained(name), random_possible=False)
         try:
-            processor = AutoImageProcessor.from_pretrained(name)
+            with offline_if_unreachable():
+                processor: Any = AutoImageProcessor.from_pretrained(name)  # type: ignore[no-untyped-call]
             mean, std = tuple(processor.image_mean), tuple(processor.image_std)
         except (OSError, AttributeError, TypeError, ValueError):
             mean, std = IMAGENET_MEAN, IMAGENET_STD
@@ -190,16 +219,15 @@ def _transformers(
             ),
         )
     else:
-        model = AutoModelForImageClassification.from_config(config)
+        model = AutoModelForImageClassification.from_config(config)  # type: ignore[no-untyped-call]
+    model.float()  # some checkpoints come in 16 bit; precision is the trainer's choice
     heads = tuple(f"model.{p}" for p, _ in model.named_children() if p in ("classifier", "head", "cls_classifier"))
     record = {"config": config.to_diff_dict() | {"model_type": config.model_type}, "mean": mean, "std": std}
     note = f"weights: transformers {name}" if download else Body.note
-    return Body(_LogitsOnly(model), mean, std, heads, _json_safe(record), note)
+    return Body(_LogitsOnly(model, size), mean, std, heads, _json_safe(record), note)
 
 
 def _json_safe(record: dict[str, Any]) -> dict[str, Any]:
-    import json
-
     safe: dict[str, Any] = json.loads(json.dumps(record, default=str))
     return safe
 
@@ -207,8 +235,9 @@ def _json_safe(record: dict[str, Any]) -> dict[str, Any]:
 def _with_download(name: str, download: bool, build: Callable[[], Any], random_possible: bool = True) -> Any:
     """Runs `build`; if it downloads and can't, says which ways are left."""
     try:
-        return build()
-    except Exception as error:
+        with offline_if_unreachable() if download else nullcontext():
+            return build()
+    except Exception as error:  # timm, torchvision and transformers raise many types; the reason goes on
         if not download:
             raise ModelError(f"model.name: {name} could not be built: {_first_line(error)}") from error
         ways = [

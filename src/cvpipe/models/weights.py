@@ -87,7 +87,9 @@ def _read(source: str) -> tuple[StateDict, str]:
         candidates = [folder / "bundle" / "weights.safetensors", folder / "weights.safetensors"]
         found = next((path for path in candidates if path.is_file()), None)
         if found is None:
-            raise ModelError(f"model.pretrained: {source} is not a model that cvpipe has made (no weights.safetensors).")
+            raise ModelError(
+                f"model.pretrained: {source} is not a model that cvpipe has made (no weights.safetensors)."
+            )
         return read_state(found), source
     path = Path(source)
     if path.is_dir():
@@ -109,8 +111,9 @@ def read_state(path: Path) -> StateDict:
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the loaders raise many types; the file is named with the reason
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{path}: can't be read as weights ({str(error).splitlines()[0]}). Expected .safetensors, or a torch file "
+            f"{path}: can't be read as weights ({reason}). Expected .safetensors, or a torch file "
             "that holds a state dict of tensors only."
         ) from None
     for key in ("state_dict", "model", "state_dict_ema"):
@@ -134,7 +137,7 @@ def fit_state(state: StateDict, body: nn.Module, head: tuple[str, ...], origin: 
     for prefix in ("", "module.", "network.body.", "network.", "body.", "model."):
         renamed = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         fitting = {key: value for key, value in renamed.items() if key in own and own[key].shape == value.shape}
-        missing = [key for key in own if key not in fitting and not key.startswith(head)]
+        missing = [key for key in own if key not in fitting and not inside(key, head)]
         if not missing:
             body.load_state_dict(fitting, strict=False)
             fresh = len(own) - len(fitting)
@@ -144,9 +147,14 @@ def fit_state(state: StateDict, body: nn.Module, head: tuple[str, ...], origin: 
     examples = [
         f"{key} {tuple(own[key].shape)}" + (f", found {tuple(state[key].shape)}" if key in state else ", not there")
         for key in [key for key in own if key not in state or own[key].shape != state[key].shape]
-        if not key.startswith(head)
+        if not inside(key, head)
     ][:3]
     raise ModelError(
         f"model.pretrained: the weights in {origin} are of another network: {'; '.join(examples)}. "
         "Set model.name to the network they were made with."
     )
+
+
+def inside(name: str, prefixes: tuple[str, ...]) -> bool:
+    """Whether a parameter or module is one of these or in one: `fc.weight` is in `fc`, `fc_norm.weight` not."""
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)

@@ -13,6 +13,7 @@ from cvpipe.config import Config
 from cvpipe.data.loader import Batch
 from cvpipe.errors import TrainingError
 from cvpipe.models.optim import build_optimizer, build_schedule
+from cvpipe.models.weights import inside
 
 
 class TaskModule(LightningModule):
@@ -28,6 +29,8 @@ class TaskModule(LightningModule):
 
     Attributes:
         learning_rate: peak learning rate; the range test may change it before the fit.
+        total_steps: optimizer steps of the whole fit, set before it. Not Lightning's `estimated_stepping_batches`:
+            asking for that starts the loader before a checkpoint has put it in its place.
         notes: lines for the start-up messages.
     """
 
@@ -36,6 +39,7 @@ class TaskModule(LightningModule):
         self.config, self.network, self.head, self.monitor = config, network, head, monitor
         rate = config.training.learning_rate
         self.learning_rate = 1e-3 if rate == "auto" else float(rate)
+        self.total_steps = 1
         self.notes: list[str] = []
         self._frozen: list[nn.Module] = []
         if config.training.freeze == "backbone":
@@ -49,9 +53,10 @@ class TaskModule(LightningModule):
         return self.loss(batch)
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.network, self.config.training, self.learning_rate)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = build_schedule(optimizer, self.config.training, steps)
+        optimizer = build_optimizer(
+            getattr(self.network, "body", self.network), self.config.training, self.learning_rate
+        )
+        schedule = build_schedule(optimizer, self.config.training, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_epoch_start(self) -> None:
@@ -65,16 +70,15 @@ class TaskModule(LightningModule):
             module.eval()
 
     def _freeze(self) -> None:
-        inside_head = [name for name, _ in self.network.named_parameters() if name.startswith(self.head)]
-        if not inside_head:
+        if not any(inside(name, self.head) for name, _ in self.network.named_parameters()):
             raise TrainingError("training.freeze=backbone leaves nothing to train: the network has no last layer.")
         for name, parameter in self.network.named_parameters():
-            parameter.requires_grad_(name.startswith(self.head))
+            parameter.requires_grad_(inside(name, self.head))
         # batch normalisation and dropout of frozen parts stay as they are at inference
         self._frozen = [
             module
             for name, module in self.network.named_modules()
-            if name and not any(h.startswith(name) or name.startswith(h) for h in self.head)
+            if name and not inside(name, self.head) and not any(inside(head, (name,)) for head in self.head)
         ]
 
     def _thaw(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,7 @@ def fit(
     module.learning_rate = settings.learning_rate
     data = task.data_module(config, splits)
     data.batch_size = settings.batch_size
+    module.total_steps = math.ceil(data.train_batches() / settings.accumulate) * config.training.epochs
     device = choose_device(config.training.device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")

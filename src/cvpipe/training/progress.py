@@ -39,7 +39,7 @@ class TrainingLog(Callback):
         self._best = -float("inf")
 
     def on_train_start(self, trainer: Trainer, module: TaskModule) -> None:  # type: ignore[override]
-        self._total = max(1, int(trainer.estimated_stepping_batches))
+        self._total = max(1, module.total_steps)
         self._stride = max(1, self._total // _POINTS)
         self._first = trainer.global_step
         self._start = self._line_at = self._ended = time.perf_counter()

@@ -62,7 +62,7 @@ def atomic_open(target: str | Path, mode: str = "w", **options: Any) -> Iterator
     """`open` for writing a whole file that is complete or absent."""
     if "b" not in mode:
         options.setdefault("encoding", "utf-8")
-    with atomic_path(target) as staged, open(staged, mode, **options) as file:
+    with atomic_path(target) as staged, staged.open(mode, **options) as file:
         yield file
 
 
@@ -78,14 +78,14 @@ def write_json(target: str | Path, value: Any) -> None:
 
 def sha256_of(path: str | Path) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
 def _flush(path: Path) -> None:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
@@ -101,4 +101,3 @@ def _flush_folder(folder: Path) -> None:
         return
     finally:
         os.close(handle)
-

@@ -66,7 +66,7 @@ def confusion_matrix(confusion: npt.NDArray[np.int64], classes: Sequence[str]) -
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, label="share of the true class")
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     return out[0]
 
 
@@ -147,6 +147,8 @@ def _curve(
 
 
 def _short(name: str) -> str:
+    """At most 22 characters, none of them forbidden in XML."""
+    name = "".join(character if character.isprintable() else "?" for character in name)
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
@@ -162,7 +164,7 @@ def _drawing(width: float, height: float) -> Iterator[tuple[Figure, list[str]]]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    style: dict[str, Any] = {
+    style: Any = {
         "svg.hashsalt": "cvpipe",
         "svg.fonttype": "none",
         "text.parse_math": False,  # a class may be called `$5`
