@@ -14,7 +14,7 @@ from torch import nn
 
 from cvpipe.errors import DependencyError, ModelError, did_you_mean
 from cvpipe.models.hub import offline_if_unreachable
-from cvpipe.models.weights import load_pretrained
+from cvpipe.models.weights import calm, inside, load_pretrained
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -103,6 +103,8 @@ def _timm(
     std = tuple(config.std) if config else IMAGENET_STD
     head = config.classifier if config else "head"
     prefixes = (head,) if isinstance(head, str) else tuple(head or ("head",))
+    if download and config and config.num_classes != classes:
+        calm(module, [key for key, _ in module.named_parameters() if inside(key, prefixes)])
     note = f"weights: timm {config.architecture}.{config.tag}" if download and config else Body.note
     return Body(module, mean, std, prefixes, note=note)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -140,9 +140,10 @@ def fit_state(state: StateDict, body: nn.Module, head: tuple[str, ...], origin: 
         missing = [key for key in own if key not in fitting and not inside(key, head)]
         if not missing:
             body.load_state_dict(fitting, strict=False)
-            fresh = len(own) - len(fitting)
+            fresh = [key for key in own if key not in fitting]
+            calm(body, fresh)
             return f"weights: {len(fitting)} of {len(own)} tensors from {origin}" + (
-                f", {fresh} new ones in the last layer" if fresh else ""
+                f", {len(fresh)} new ones in the last layer" if fresh else ""
             )
     examples = [
         f"{key} {tuple(own[key].shape)}" + (f", found {tuple(state[key].shape)}" if key in state else ", not there")
@@ -158,3 +159,20 @@ def fit_state(state: StateDict, body: nn.Module, head: tuple[str, ...], origin: 
 def inside(name: str, prefixes: tuple[str, ...]) -> bool:
     """Whether a parameter or module is one of these or in one: `fc.weight` is in `fc`, `fc_norm.weight` not."""
     return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+@torch.no_grad()
+def calm(body: nn.Module, names: Iterable[str]) -> None:
+    """Gives new parameters on top of trained ones small values.
+
+    The usual initialisation is made for random features. On trained ones it starts with large wrong answers, and
+    unlearning them spoils the features first.
+    """
+    parameters = dict(body.named_parameters())
+    for name in names:
+        if name in parameters:
+            parameter = parameters[name]
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.01)
+            else:
+                nn.init.zeros_(parameter)

@@ -1,0 +1,1 @@
+"""cvpipe measured against what one would write without it. `python -m benchmarks --help`."""
