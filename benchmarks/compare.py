@@ -102,8 +102,7 @@ def compare(
 
 
 def alternate(engines: Sequence[str], settings: Mapping[str, Any], times: int) -> dict[str, list[dict[str, float]]]:
-    """Runs every engine `times` times, in turn, the order reversed each time. One more run of each, before, is thrown
-    away where only one process would otherwise find the files outside the page cache.
+    """Runs every engine `times` times, in turn, the order reversed each time.
 
     Args:
         engines: `module.function` below `benchmarks`, such as `loader.cvpipe`.

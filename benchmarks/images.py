@@ -23,21 +23,24 @@ def photo_tree(source: Path, folder: Path, count: int) -> Path:
         source = folder / "crops"
         if not source.is_dir():
             _write_crops(source)
-    photos = sorted(path for path in (source / "train").rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    photos = _by_turns(source / "train")
     root = folder / f"photos-{count}"
     for split, wanted in zip(_SPLITS, (count, 4 * CLASSES, 4 * CLASSES), strict=True):
         for number, photo in zip(range(wanted), itertools.cycle(photos), strict=False):
             link = root / split / photo.parent.name / f"{number:06d}-{photo.name}"
             link.parent.mkdir(parents=True, exist_ok=True)
             _link(link, photo.resolve())
-        photos = photos[::-1] if split == "train" else _spread(photos)
-    for path in set((root / "train").rglob("*.jp*g")):
-        path.read_bytes()  # into the page cache: what is measured is not the disk
+    for photo in photos:
+        photo.read_bytes()  # into the page cache: what is measured is not the disk
     return root
 
 
-def _spread(photos: list[Path]) -> list[Path]:
-    return photos[1:] + photos[:1]
+def _by_turns(folder: Path) -> list[Path]:
+    """One photo of each class, then the next of each: however few are taken, all classes are there."""
+    suffixes = (".jpg", ".jpeg")
+    classes = [sorted(p for p in one.iterdir() if p.suffix.lower() in suffixes) for one in folder.iterdir()]
+    rows = itertools.zip_longest(*sorted(classes))
+    return [photo for row in rows for photo in row if photo is not None]
 
 
 def _link(link: Path, photo: Path) -> None:

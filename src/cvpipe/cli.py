@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -209,30 +210,28 @@ def _root(
 
 def _answer(work: Callable[[], dict[str, Any]], as_json: bool) -> None:
     """Runs a verb; with --json prints its result as the one thing on stdout."""
-    if not as_json:
-        work()
-        return
-    with on_stderr():
-        result = work()
+    try:
+        if not as_json:
+            work()
+            return
+        # MLflow, too, prints to stdout (links to the run)
+        with on_stderr(), contextlib.redirect_stdout(sys.stderr):
+            result = work()
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
     print(json.dumps(result, allow_nan=False))
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs a command and returns its exit code: 0 done, 1 the work failed, 2 bad input, 130 interrupted."""
-    import click
-
     try:
-        app(list(argv), standalone_mode=False, prog_name="cvpipe")
-    except click.exceptions.Exit as end:
-        return int(end.exit_code)
-    except click.ClickException as error:
-        error.show()
-        return 2
+        # typer handles its own usage errors (newer versions carry a click of their own) and ends with SystemExit
+        app(list(argv), prog_name="cvpipe")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except CvpipeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        return INTERRUPTED
     return 0
 
 

@@ -20,7 +20,7 @@ CONFIG: dict[str, Any] = {
         "crop_pct": 1.0,
         "augment": {"hflip": 0.0, "crop_scale": [0.8, 1.0], "color_jitter": 0.0, "rotate": 10},
     },
-    "training": {"batch_size": 32, "num_workers": 1, "epochs": 12, "learning_rate": 5e-3, "ema": 0.99},
+    "training": {"batch_size": 32, "num_workers": 1, "epochs": 8, "learning_rate": 5e-3, "ema": 0.99},
 }
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import numbers
 import os
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cvpipe.bundle import Bundle
+from cvpipe.config import InferenceConfig
+from cvpipe.config_reference import type_text
 from cvpipe.errors import ImageError, InputError, did_you_mean
 from cvpipe.task import find_task
 from cvpipe.types import Failure, Prediction
@@ -68,15 +71,16 @@ class Predictor:
         """One prediction or failure for each image, in order.
 
         Args:
-            images: paths, encoded bytes, arrays (height, width, 3) uint8 RGB, or Pillow images.
+            images: paths, encoded bytes, arrays (height, width, 3) uint8 RGB, tensors (3, height, width) uint8 RGB,
+                or Pillow images; or a single one of them.
             params: the task's, such as `top_k=3` or `threshold=0.4`.
         """
-        return list(self.stream([images] if isinstance(images, (str, Path, bytes)) else images, **params))
+        return list(self.stream(images, **params))
 
     def stream(self, images: Iterable[Any], **params: Any) -> Generator[Prediction | Failure, None, None]:
         """The same for any number of images, holding a few batches in memory."""
-        self.check_params(params)
-        source = iter(images)
+        params = self.check_params(params)
+        source = iter([images] if _is_one(images) else images)
         chunk = list(itertools.islice(source, self.batch_size))
         if not chunk:
             return
@@ -100,7 +104,12 @@ class Predictor:
             pixels = read_image(image, self.bundle.config.inference.max_pixels)
         except ImageError as error:
             return Failure(str(error))
-        return self.processor.preprocess(pixels), (int(pixels.shape[1]), int(pixels.shape[2]))
+        height, width = int(pixels.shape[1]), int(pixels.shape[2])
+        try:
+            return self.processor.preprocess(pixels), (height, width)
+        except (ImageError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            return Failure(f"the image of {width}x{height} pixels can't be prepared: {reason}")
 
     def outputs(self, batch: torch.Tensor) -> torch.Tensor:
         """(N, 3, h, w) uint8 -> the network's raw outputs, on the CPU."""
@@ -111,13 +120,22 @@ class Predictor:
             raw: torch.Tensor = self.network(moved).cpu()
         return raw
 
-    def check_params(self, params: dict[str, Any]) -> None:
-        for name in params:
+    def check_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters that were given, as plain Python numbers and texts; None counts as left out.
+
+        Raises:
+            InputError: a name the task does not know, or a value of another type or outside its bounds.
+        """
+        given = {}
+        for name, value in params.items():
             if name not in self.task.params:
                 raise InputError(
                     f"unknown parameter {name!r} for task {self.task.name}.{did_you_mean(name, self.task.params)} "
                     f"Known: {', '.join(self.task.params)}."
                 )
+            if value is not None:
+                given[name] = _checked(name, value, self.task.params[name], self.bundle.config.inference)
+        return given
 
     def _run(self, prepared: Sequence[Any], params: dict[str, Any]) -> list[Prediction | Failure]:
         import torch
@@ -137,6 +155,29 @@ class Predictor:
                 ]
             )
         return [item if isinstance(item, Failure) else next(answers) for item in prepared]
+
+
+def _is_one(images: Any) -> bool:
+    """Whether this is one image, not a sequence of images. Arrays and tensors of four dimensions are batches."""
+    if isinstance(images, (str, Path, bytes, bytearray, memoryview)) or hasattr(images, "convert"):
+        return True
+    return getattr(images, "ndim", 0) in (2, 3)
+
+
+def _checked(name: str, value: Any, kind: type, config: InferenceConfig) -> Any:
+    """The value as the task's type, within the bounds that the setting of the same name has."""
+    accepted = {int: numbers.Integral, float: numbers.Real}.get(kind, kind)
+    info = type(config).model_fields.get(name)
+    try:
+        if isinstance(value, bool) != (kind is bool) or not isinstance(value, accepted):
+            raise ValueError
+        plain = kind(value)
+        if info is not None:
+            type(config).model_validate({name: plain})
+    except ValueError:  # pydantic's error is one
+        wanted = type_text(info) if info is not None else kind.__name__
+        raise InputError(f"parameter {name}: found {value!r}, expected {wanted}.") from None
+    return plain
 
 
 _starting = threading.Lock()

@@ -67,6 +67,14 @@ def check_reachable(uri: str) -> None:
         ) from None
 
 
+def _artifact_location(tracking_uri: str) -> str | None:
+    """For a SQLite file the folder beside it (MLflow would take ./mlruns, wherever that is); else the server's own."""
+    path = tracking_uri.removeprefix("sqlite:///")
+    if path == tracking_uri or not path or path.startswith(":"):
+        return None
+    return (Path(path).absolute().parent / "mlartifacts").as_uri()
+
+
 def _without_secrets(uri: str) -> str:
     parts = urlsplit(uri)
     # only then: urllib would turn sqlite:////folder into sqlite://folder
@@ -116,7 +124,9 @@ class Tracker:
             if run_id is None:
                 experiment = self.client.get_experiment_by_name(config.experiment)
                 self.experiment_id = (
-                    experiment.experiment_id if experiment else self.client.create_experiment(config.experiment)
+                    experiment.experiment_id
+                    if experiment
+                    else self.client.create_experiment(config.experiment, _artifact_location(self.tracking_uri))
                 )
                 run = self.client.create_run(
                     self.experiment_id, run_name=config.run_name or run_name, tags=dict(tags or {})

@@ -119,8 +119,7 @@ def predict(
         _check_absent(target, overwrite or restart)
     found = find_inputs(inputs)
     predictor = _predictor(model, config, device, batch_size, tracking_uri, registry_uri)
-    chosen = dict(params or {})
-    predictor.check_params(chosen)
+    chosen = predictor.check_params(params or {})
     if target is None:
         return _in_memory(predictor, found, chosen)
     folder = parts_folder(target)

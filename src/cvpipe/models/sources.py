@@ -14,7 +14,7 @@ from torch import nn
 
 from cvpipe.errors import DependencyError, ModelError, did_you_mean
 from cvpipe.models.hub import offline_if_unreachable
-from cvpipe.models.weights import calm, inside, load_pretrained
+from cvpipe.models.weights import Servers, calm, inside, load_pretrained
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -46,6 +46,7 @@ def classifier(
     image_size: tuple[int, int],
     dropout: float = 0.0,
     pretrained: bool | str = False,
+    servers: Servers = (None, None),
     architecture: Mapping[str, Any] | None = None,
 ) -> Body:
     """Builds a classifier.
@@ -56,6 +57,7 @@ def classifier(
         image_size: (height, width) of the input, for networks that are built for one size.
         dropout: before the last layer.
         pretrained: see `ModelConfig.pretrained`.
+        servers: MLflow's tracking and registry URI, for `models:/` weights; None: the environment's.
         architecture: the record of an earlier Body, to build the same network from.
 
     Raises:
@@ -70,7 +72,7 @@ def classifier(
     download = pretrained is True
     body = builder(short, num_classes, image_size, dropout, download, dict(architecture or {}))
     if isinstance(pretrained, str):
-        note = load_pretrained(pretrained, body.module, short, body.head)
+        note = load_pretrained(pretrained, body.module, short, body.head, servers)
         body = Body(body.module, body.mean, body.std, body.head, body.architecture, note)
     return body
 

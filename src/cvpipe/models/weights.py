@@ -14,6 +14,7 @@ from torch import nn
 from cvpipe.errors import DependencyError, ModelError, did_you_mean
 
 StateDict = Mapping[str, torch.Tensor]
+Servers = tuple[str | None, str | None]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ PACKAGES = {
 }
 
 
-def load_pretrained(source: str, body: nn.Module, name: str, head: tuple[str, ...]) -> str:
+def load_pretrained(
+    source: str, body: nn.Module, name: str, head: tuple[str, ...], servers: Servers = (None, None)
+) -> str:
     """Fills a network from a file, folder, package or MLflow URI, and says what was filled.
 
     Args:
@@ -44,13 +47,14 @@ def load_pretrained(source: str, body: nn.Module, name: str, head: tuple[str, ..
         body: the network.
         name: its name, for packages that fit one network only.
         head: prefixes of the parameters that depend on the classes; they may be left as they are.
+        servers: tracking and registry URI for MLflow URIs; None: the environment's.
 
     Raises:
         ModelError: nothing there, or the weights are of another network.
     """
     if source.startswith("package:"):
         return _load_package(source, body, name, head)
-    state, origin = _read(source)
+    state, origin = _read(source, servers)
     return fit_state(state, body, head, origin)
 
 
@@ -79,11 +83,11 @@ def _load_package(source: str, body: nn.Module, name: str, head: tuple[str, ...]
     return fit_state(dict(zip(own, state.values(), strict=True)), body, head, source)
 
 
-def _read(source: str) -> tuple[StateDict, str]:
+def _read(source: str, servers: Servers) -> tuple[StateDict, str]:
     if source.startswith(("models:/", "runs:/")):
         # the registry is below the verbs and above the models: reached when it is asked for, not when imported
         download = import_module("cvpipe.tracking").download_model
-        folder = Path(download(source))
+        folder = Path(download(source, *servers))
         candidates = [folder / "bundle" / "weights.safetensors", folder / "weights.safetensors"]
         found = next((path for path in candidates if path.is_file()), None)
         if found is None:

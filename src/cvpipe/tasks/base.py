@@ -59,12 +59,11 @@ class TaskModule(LightningModule):
         schedule = build_schedule(optimizer, self.config.training, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        # not when the epoch starts: a run that is resumed within an epoch never comes by there
         epochs = self.config.training.freeze_epochs
         if self._frozen and epochs is not None and self.current_epoch >= epochs:
             self._thaw()
-
-    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         # Lightning puts the whole module into train mode after each validation
         for module in self._frozen:
             module.eval()

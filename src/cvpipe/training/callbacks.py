@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 import threading
@@ -84,12 +85,19 @@ class RandomState(Callback):
         self._pending: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+        numpy = np.random.get_state(legacy=False)
+        keys, position = numpy["state"]["key"], int(numpy["state"]["pos"])
         return {
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "python": random.getstate(),
-            "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+            "numpy": [
+                str(numpy["bit_generator"]),
+                torch.from_numpy(keys.astype(np.int64)),
+                position,
+                int(numpy["has_gauss"]),
+                float(numpy["gauss"]),
+            ],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -178,7 +186,9 @@ class CheckpointWriter(Checkpoint):
             self._check_stop()
 
     def on_validation_end(self, trainer: Trainer, module: TaskModule) -> None:  # type: ignore[override]
-        score = float(trainer.callback_metrics.get(module.monitor, torch.tensor(-float("inf"))))
+        score = float(trainer.callback_metrics.get(module.monitor, -float("inf")))
+        if math.isnan(score):  # a metric that has no meaning on this split: as good as none
+            score = -float("inf")
         # equal scores: the later weights have seen more
         if score >= self.best_score:
             self.guard.check(module)
@@ -214,9 +224,7 @@ class BadFileCounter(Callback):
         self.found = {file.path: file for file in known}
         self.limit, self.total, self.report = limit, total, report
 
-    def on_train_batch_end(
-        self, trainer: Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self._add(batch.bad)
 
     def on_validation_batch_end(

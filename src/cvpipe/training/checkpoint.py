@@ -73,20 +73,27 @@ class CheckpointStore:
         return [path for _, _, path in sorted(found, reverse=True)]
 
     def _save(self, kind: str, step: int, suffix: str, write: Any) -> Path:
-        staged = staging_path(self.folder / f"{kind}{suffix}")
+        hashing = None
+        staged = None
         try:
+            staged = staging_path(self.folder / f"{kind}{suffix}")
             with staged.open("wb") as file:
                 hashing = _HashingFile(file)
                 write(hashing)
             target = self.folder / f"{kind}-{step:09d}-{hashing.digest.hexdigest()[:_HASH_LENGTH]}{suffix}"
             place(staged, target)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
+            # torch.save hides what the disk said behind a RuntimeError of its own
+            cause = hashing.error if hashing and hashing.error else error
+            if not isinstance(cause, OSError):
+                raise
             raise TrainingError(
-                f"the checkpoint of step {step} could not be written to {self.folder}: {error}. Earlier checkpoints "
+                f"the checkpoint of step {step} could not be written to {self.folder}: {cause}. Earlier checkpoints "
                 "are whole. Free space or mend the folder, then run the same command with --resume."
-            ) from error
+            ) from cause
         finally:
-            staged.unlink(missing_ok=True)
+            if staged is not None:
+                staged.unlink(missing_ok=True)
         return target
 
 
@@ -96,10 +103,15 @@ class _HashingFile:
     def __init__(self, file: Any) -> None:
         self._file = file
         self.digest = hashlib.sha256()
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
-        written: int = self._file.write(data)
+        try:
+            written: int = self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
         return written
 
     def flush(self) -> None:
@@ -120,7 +132,7 @@ class VerifiedCheckpointIO(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         self.store.save_last(checkpoint, int(checkpoint["global_step"]))
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, **_: Any) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         if not _is_whole(Path(path)):
             raise TrainingError(f"{path} is not the file that was saved. Remove it and resume again.")
         loaded: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)

@@ -114,8 +114,11 @@ def fit(
     with StopSignals() as signals:
         writer, callbacks = _callbacks(config, splits, run, store, log, module.monitor, signals)
         trainer = _trainer(config, settings, device, callbacks, store, run.path)
-        trainer.fit(module, datamodule=data, ckpt_path=_checkpoint(store))
-    # Lightning turns a plain KeyboardInterrupt (a second Ctrl-C) into an ordinary end
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=_checkpoint(store))
+        except SystemExit:  # what Lightning from 2.6 on makes of any KeyboardInterrupt
+            if not trainer.interrupted:
+                raise
     if trainer.interrupted:
         raise Interrupted
     best = store.best()
@@ -181,7 +184,7 @@ def fit_within_memory(
 
 def find_learning_rate(config: Config, task: Task, splits: Splits, settings: FitSettings, folder: Path) -> float:
     """Learning-rate range test (Smith, 2015, arXiv:1506.01186) on up to 100 batches of a throw-away copy."""
-    from lightning.pytorch.tuner import Tuner
+    from lightning.pytorch.tuner.tuning import Tuner
 
     quiet_lightning()
     seed_everything(config.training.seed)
@@ -199,9 +202,20 @@ def find_learning_rate(config: Config, task: Task, splits: Splits, settings: Fit
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    finder = Tuner(trainer).lr_find(
-        module, datamodule=data, min_lr=1e-6, max_lr=1.0, num_training=100, attr_name="learning_rate"
-    )
+    try:
+        finder = Tuner(trainer).lr_find(
+            module, datamodule=data, min_lr=1e-6, max_lr=1.0, num_training=100, attr_name="learning_rate"
+        )
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"out of memory in the learning-rate range test with batches of {settings.batch_size}: "
+            f"{_first_line(error)}. Use a smaller training.batch_size, or set training.learning_rate."
+        ) from error
+    except SystemExit:  # Ctrl-C, see fit
+        if not trainer.interrupted:
+            raise
+    if trainer.interrupted:
+        raise Interrupted
     found = finder.suggestion() if finder else None
     if found is None:
         raise TrainingError("training.learning_rate=auto found no falling loss. Set a number, such as 0.001.")

@@ -1,11 +1,11 @@
 """The directory of one run, and whether a command may use it.
 
-    config.yaml      the config as it was resolved
-    run.json         MLflow run, status, what was decided while running
-    checkpoints/     see training.checkpoint
-    bundle/          the model
-    evaluation/      report.html, metrics.json, predictions.csv
-    bad_files.csv    images that could not be used, with reasons (if any)
+config.yaml      the config as it was resolved
+run.json         MLflow run, status, what was decided while running
+checkpoints/     see training.checkpoint
+bundle/          the model
+evaluation/      report.html, metrics.json, predictions.csv
+bad_files.csv    images that could not be used, with reasons (if any)
 """
 
 from __future__ import annotations
@@ -19,13 +19,19 @@ from typing import Any
 import yaml
 
 from cvpipe.config import Config, flatten
+from cvpipe.config_file import dump_config
 from cvpipe.errors import InputError
 from cvpipe.utils.filesystem import write_json, write_text
 
 RUNS = Path("runs")
 # what a resumed run may have changed: none of these has a part in the weights
-_FREE = ("training.num_workers", "training.max_time", "training.log_every", "training.checkpoint_every",
-         "training.output_dir")
+_FREE = (
+    "training.num_workers",
+    "training.max_time",
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.output_dir",
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class RunDir:
         return values
 
     def write_config(self, config: Config) -> None:
-        write_text(self.path / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+        write_text(self.path / "config.yaml", dump_config(config))
 
 
 def open_run(config: Config, resume: bool) -> tuple[RunDir, RunState | None]:
@@ -99,12 +105,12 @@ def open_run(config: Config, resume: bool) -> tuple[RunDir, RunState | None]:
         run = newest if resume and newest else RunDir(_next(config.stem))
     state = run.state()
     if state is None:
-        if run.path.is_dir() and any(run.path.iterdir()):
+        # a run that was refused for its data leaves the list of bad files
+        if run.path.is_dir() and any(path != run.bad_files for path in run.path.iterdir()):
             raise InputError(
                 f"{config.where('training.output_dir')}: {run.path} holds other files. Choose an empty folder."
             )
         run.path.mkdir(parents=True, exist_ok=True)
-        run.write_config(config)
         return run, None
     if not resume:
         raise InputError(

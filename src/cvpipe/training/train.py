@@ -76,7 +76,11 @@ class TrainResult:
         from cvpipe.utils.notebook import table
 
         rows = [{"metric": name, "value [95 %]": str(value)} for name, value in self.intervals.items()]
-        places = [{"": "model", " ": self.model_uri}, {"": "report", " ": self.report}, {"": "run", " ": self.run_id}]
+        places: list[dict[str, Any]] = [
+            {"": "model", " ": self.model_uri},
+            {"": "report", " ": self.report},
+            {"": "run", " ": self.run_id},
+        ]
         return table(rows) + table(places)
 
 
@@ -111,13 +115,14 @@ def train(
 
 def _train(config: Config, task: Task, run: RunDir, state: RunState | None) -> TrainResult:
     from cvpipe.tracking import check_reachable, resolve_uris
+    from cvpipe.utils.device import choose_device
 
     for uri in set(resolve_uris(config.tracking)):
         check_reachable(uri)
+    choose_device(config.training.device)
     splits = _load_data(config, task, run)
 
     from cvpipe.tracking import Tracker
-    from cvpipe.training.callbacks import Interrupted
     from cvpipe.training.fit import seed_everything
 
     seed_everything(config.training.seed)
@@ -125,6 +130,7 @@ def _train(config: Config, task: Task, run: RunDir, state: RunState | None) -> T
     started = time.monotonic()
     tracker = Tracker(config.tracking, run.path.name, state.run_id if state else None, {"cvpipe.task": config.task})
     state = replace(state, status="running") if state else RunState("running", run_id=tracker.run_id)
+    run.write_config(config)
     run.write_state(state)
     status = "FAILED"
     try:
@@ -133,7 +139,7 @@ def _train(config: Config, task: Task, run: RunDir, state: RunState | None) -> T
         _log_inputs(config, splits, tracker)
         if config.tracking.system_metrics:
             tracker.start_system_metrics()
-        from cvpipe.training.fit import FitSettings, fit_within_memory
+        from cvpipe.training.fit import fit_within_memory
 
         def remember(tried: FitSettings) -> None:
             changed = RunState("running", tracker.run_id, tried.batch_size, tried.accumulate, tried.learning_rate)
@@ -143,7 +149,7 @@ def _train(config: Config, task: Task, run: RunDir, state: RunState | None) -> T
         tracker.log_metrics(
             {f"best/{fitted.monitor}": fitted.best_score, "best/epoch": fitted.best_epoch}, fitted.best_epoch
         )
-        evaluation = _evaluate(fitted, splits, run)
+        evaluation = _evaluate(config, fitted, splits, run)
         logged = _log_outputs(config, run, tracker, fitted, evaluation)
         result = TrainResult(
             run_id=tracker.run_id,
@@ -159,7 +165,7 @@ def _train(config: Config, task: Task, run: RunDir, state: RunState | None) -> T
         status = "FINISHED"
         _summary(config, fitted, evaluation, logged, tracker, run, time.monotonic() - started)
         return result
-    except Interrupted:
+    except KeyboardInterrupt:
         status = "KILLED"
         run.write_state(replace(run.state() or state, status="interrupted"))
         say(f"\nstopped; the state is in {run.checkpoints}")
@@ -255,11 +261,11 @@ def _log_inputs(config: Config, splits: Splits, tracker: Tracker) -> None:
         )
 
 
-def _evaluate(fitted: FitResult, splits: Splits, run: RunDir) -> Evaluation:
+def _evaluate(config: Config, fitted: FitResult, splits: Splits, run: RunDir) -> Evaluation:
     from cvpipe.evaluation.evaluate import evaluate
 
-    split = splits.test or splits.val
-    return evaluate(fitted.bundle, split, split=split.name, output_dir=run.evaluation, log_to_run=False)
+    split, device = splits.test or splits.val, config.training.device
+    return evaluate(fitted.bundle, split, split=split.name, output_dir=run.evaluation, device=device, log_to_run=False)
 
 
 def _log_outputs(
@@ -306,7 +312,6 @@ def _resume_command(config: Config, run: RunDir) -> str:
 
 def _remove_empty(run: RunDir) -> None:
     """Removes a run directory that was made and not used; bad_files.csv is kept, the error points at it."""
-    (run.path / "config.yaml").unlink(missing_ok=True)
     if run.path.is_dir() and not any(run.path.iterdir()):
         run.path.rmdir()
 
@@ -319,5 +324,3 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-

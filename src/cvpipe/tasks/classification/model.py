@@ -49,6 +49,7 @@ def build_network(
         image_size=config.data.image_size,
         dropout=config.model.dropout,
         pretrained=pretrained,
+        servers=(config.tracking.tracking_uri, config.tracking.registry_uri),
         architecture=architecture,
     )
     return ClassificationNetwork(body)
