@@ -85,7 +85,7 @@ def by_hand(folder: str, device: str) -> dict[str, float]:
         with torch.autocast(place.type, torch.bfloat16, enabled=half):
             logits = model((images.float() - mean) / std)
             loss = F.cross_entropy(logits.float(), targets)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         schedule.step()
@@ -129,7 +129,7 @@ def _note_batches() -> list[tuple[float, int]]:
                     stamps.append((time.perf_counter(), len(batch.indices)))
                 yield batch
 
-    cvpipe.data.module.Loader = NotingLoader  # type: ignore[misc]
+    setattr(cvpipe.data.module, "Loader", NotingLoader)  # noqa: B010
     return stamps
 
 

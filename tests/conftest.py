@@ -36,7 +36,9 @@ def _mlflow_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     import sys
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'default-mlflow.db'}")
-    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    # set first: what was absent is otherwise not noted, and what a test leaves behind would stay for the next file
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "")
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI")
     yield
     if "mlflow" in sys.modules:
         import mlflow

@@ -42,6 +42,7 @@ class Predictor:
     ) -> None:
         import torch
 
+        from cvpipe.models.fold import fold_batch_norm
         from cvpipe.utils.device import choose_device
 
         self.bundle = bundle
@@ -50,7 +51,10 @@ class Predictor:
         self.batch_size = batch_size or bundle.config.inference.batch_size
         self.threads = threads or min(8, os.cpu_count() or 1)
         self.processor = self.task.processor(bundle.config, bundle.labels)
-        self.network = bundle.network().to(self.device).to(memory_format=torch.channels_last)
+        network = bundle.network().to(self.device).to(memory_format=torch.channels_last)
+        example = torch.zeros(1, 3, *bundle.config.data.image_size, dtype=torch.uint8, device=self.device)
+        example += torch.arange(example.numel(), device=self.device).view_as(example).to(torch.uint8)
+        self.network = fold_batch_norm(network, example)
 
     @classmethod
     def load(

@@ -89,6 +89,23 @@ def _client(tracking: str, registry: str) -> MlflowClient:
     return MlflowClient(tracking_uri=tracking, registry_uri=registry)
 
 
+def _point_mlflow(tracking: str, registry: str) -> None:
+    """Sets MLflow's own URIs.
+
+    MLflow exports the registry to the environment as well. There it would win over the `tracking_uri` of the next call
+    in this process, as if the user had named it: the variable is put back.
+    """
+    import mlflow
+
+    before = os.environ.get("MLFLOW_REGISTRY_URI")
+    mlflow.set_tracking_uri(tracking)
+    mlflow.set_registry_uri(registry)
+    if before is None:
+        os.environ.pop("MLFLOW_REGISTRY_URI", None)
+    else:
+        os.environ["MLFLOW_REGISTRY_URI"] = before
+
+
 def _quiet() -> None:
     """MLflow's and alembic's notes on migrations and defaults would drown our own lines."""
     import logging
@@ -110,7 +127,6 @@ class Tracker:
     def __init__(
         self, config: TrackingConfig, run_name: str, run_id: str | None = None, tags: Mapping[str, str] | None = None
     ) -> None:
-        import mlflow
         from mlflow.exceptions import MlflowException
 
         self.config = config
@@ -118,8 +134,7 @@ class Tracker:
         check_reachable(self.tracking_uri)
         check_reachable(self.registry_uri)
         try:
-            mlflow.set_tracking_uri(self.tracking_uri)
-            mlflow.set_registry_uri(self.registry_uri)
+            _point_mlflow(self.tracking_uri, self.registry_uri)
             self.client = _client(self.tracking_uri, self.registry_uri)
             if run_id is None:
                 experiment = self.client.get_experiment_by_name(config.experiment)
@@ -226,8 +241,7 @@ def register_model(source: str, name: str, alias: str | None, config: TrackingCo
 
     tracking, registry = resolve_uris(config)
     check_reachable(registry)
-    mlflow.set_tracking_uri(tracking)
-    mlflow.set_registry_uri(registry)
+    _point_mlflow(tracking, registry)
     try:
         version = str(mlflow.register_model(source, name).version)
         if alias:
@@ -247,8 +261,7 @@ def download_model(uri: str, tracking_uri: str | None = None, registry_uri: str 
     check_reachable(tracking)
     check_reachable(registry)
     _quiet()
-    mlflow.set_tracking_uri(tracking)
-    mlflow.set_registry_uri(registry)
+    _point_mlflow(tracking, registry)
     try:
         return str(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     except (MlflowException, OSError) as error:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from cvpipe.bundle import Bundle
-from cvpipe.errors import InputError
+from cvpipe.errors import ImageError, InputError
 from cvpipe.predictor import Predictor
 from cvpipe.task import find_task
 from cvpipe.types import ClassificationPrediction, Failure, Labels, Prediction
@@ -68,6 +68,63 @@ def test_all_forms_of_an_image_are_equal(predictor: Predictor, paths: list[Path]
         assert np.abs(scores(answer) - expected).max() < 1e-6
 
 
+def test_a_single_image_is_one_image(predictor: Predictor, paths: list[Path]) -> None:
+    image = Image.open(paths[0]).convert("RGB")
+    array = np.array(image)
+    data = paths[0].read_bytes()
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    expected = scores(predictor.predict([paths[0]])[0])
+    for one in (paths[0], str(paths[0]), data, bytearray(data), memoryview(data), array, array[:, :, 0], image, tensor):
+        for answers in (predictor.predict(one), list(predictor.stream(one))):
+            assert len(answers) == 1, type(one)
+            assert np.abs(scores(answers[0]) - expected).max() < 1e-6, type(one)
+
+
+def test_batches_of_arrays_and_columns_of_tables_are_many_images(predictor: Predictor, paths: list[Path]) -> None:
+    import pandas as pd
+
+    arrays = np.stack([np.array(Image.open(path).convert("RGB")) for path in paths[:3]])
+    expected = [scores(answer) for answer in predictor.predict(paths[:3])]
+    names = [str(path) for path in paths[:3]]
+    batch = torch.from_numpy(arrays).permute(0, 3, 1, 2)
+    for many in (arrays, batch, pd.Series(names), np.array(names), pd.Series(names).to_numpy(), tuple(paths[:3])):
+        answers = predictor.predict(many)
+        assert len(answers) == 3, type(many)
+        for answer, scored in zip(answers, expected, strict=True):
+            assert np.abs(scores(answer) - scored).max() < 1e-6
+
+
+@pytest.mark.parametrize("error", [ImageError("too thin"), ValueError("too thin"), RuntimeError("too thin\nC++ trace")])
+def test_an_image_that_cant_be_prepared_is_a_failure(
+    tiny_bundle: Bundle, paths: list[Path], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    predictor = Predictor(tiny_bundle, device="cpu")
+    real = predictor.processor.preprocess
+
+    def preprocess(image: torch.Tensor) -> torch.Tensor:
+        if image.shape[1:] == (5, 7):
+            raise error
+        return real(image)
+
+    monkeypatch.setattr(predictor.processor, "preprocess", preprocess)
+    answers = predictor.predict([paths[0], np.zeros((5, 7, 3), np.uint8), paths[1]])
+    assert answers[1] == Failure("the image of 7x5 pixels can't be prepared: too thin")
+    assert scores(answers[0]).shape == scores(answers[2]).shape
+
+
+def test_an_error_in_the_code_is_no_failure_of_an_image(
+    tiny_bundle: Bundle, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor(tiny_bundle, device="cpu")
+
+    def broken(image: torch.Tensor) -> torch.Tensor:
+        raise TypeError("a mistake")
+
+    monkeypatch.setattr(predictor.processor, "preprocess", broken)
+    with pytest.raises(TypeError, match="a mistake"):
+        predictor.predict(paths[:2])
+
+
 def test_failures_stand_in_their_places(predictor: Predictor, paths: list[Path], tmp_path: Path) -> None:
     cut = tmp_path / "cut.png"
     cut.write_bytes(paths[0].read_bytes()[:60])
@@ -94,6 +151,39 @@ def test_params(predictor: Predictor, paths: list[Path]) -> None:
     assert answer.labels == tuple(answer.classes[i] for i in np.argsort(-answer.scores)[:2])
     with pytest.raises(InputError, match=r"unknown parameter 'topk' for task classification\. Did you mean 'top_k'\?"):
         predictor.predict(paths[0], topk=2)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"top_k": 0}, r"parameter top_k: found 0, expected a whole number at least 1"),
+        ({"top_k": -3}, r"parameter top_k: found -3, expected a whole number at least 1"),
+        ({"top_k": 2.0}, r"parameter top_k: found 2\.0, expected a whole number at least 1"),
+        ({"top_k": True}, r"parameter top_k: found True, expected"),
+        ({"top_k": "3"}, r"parameter top_k: found '3', expected"),
+        ({"threshold": 1.5}, r"parameter threshold: found 1\.5, expected a number at least 0 and at most 1"),
+        ({"threshold": -0.1}, r"parameter threshold: found -0\.1, expected"),
+        ({"threshold": float("nan")}, r"parameter threshold: found nan, expected"),
+        ({"threshold": False}, r"parameter threshold: found False, expected"),
+        ({"threshold": [0.5]}, r"parameter threshold: found \[0\.5\], expected"),
+    ],
+)
+def test_params_out_of_range(predictor: Predictor, paths: list[Path], params: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        predictor.predict(paths[0], **params)
+    from cvpipe.flavor import BundleModel
+
+    with pytest.raises(InputError, match=message):
+        BundleModel(predictor).predict([paths[0].read_bytes()], params)
+
+
+def test_params_of_other_number_types(predictor: Predictor, paths: list[Path]) -> None:
+    given = {"top_k": np.int64(2), "threshold": np.float32(0.5)}
+    checked = predictor.check_params(given)
+    assert checked == {"top_k": 2, "threshold": 0.5}
+    assert [type(value) for value in checked.values()] == [int, float]
+    assert predictor.check_params({"top_k": None, "threshold": 1}) == {"threshold": 1.0}
+    assert len(predictor.predict(paths[0], **given)[0].labels) == 2  # type: ignore[union-attr]
 
 
 def test_a_stream_is_consumed_as_it_is_used(predictor: Predictor, paths: list[Path]) -> None:
