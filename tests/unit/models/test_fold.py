@@ -25,7 +25,9 @@ def norms(network: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "tf_efficientnet_lite0", "mobilenetv3_small_050", "torchvision/resnet18"])
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "tf_efficientnet_lite0", "mobilenetv3_small_050", "torchvision/resnet18"]
+)
 def test_same_output_with_fewer_layers(name: str) -> None:
     network = with_statistics(classifier(name, num_classes=7, image_size=(64, 64)).module)
     images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
