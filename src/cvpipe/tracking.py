@@ -175,8 +175,10 @@ class Tracker:
             self.flush()
 
     def flush(self) -> None:
-        for start in range(0, len(self._waiting), 1000):
-            self.client.log_batch(self.run_id, metrics=self._waiting[start : start + 1000])
+        # MLflow 3 refuses the model of a run that has a metric twice at one step and millisecond: the later one counts
+        waiting = list({(m.key, m.step, m.timestamp): m for m in self._waiting}.values())
+        for start in range(0, len(waiting), 1000):
+            self.client.log_batch(self.run_id, metrics=waiting[start : start + 1000])
         self._waiting = []
         self._flushed = time.monotonic()
 

@@ -257,6 +257,20 @@ def test_logging_without_registering_and_registering_later(mlflow_uri: str, tiny
         register_model("runs:/0123456789abcdef0123456789abcdef/model", "later", None, config)
 
 
+def test_a_metric_twice_at_one_moment_does_not_spoil_the_model(
+    mlflow_uri: str, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker(TrackingConfig(tracking_uri=mlflow_uri, system_metrics=False), "run")
+    monkeypatch.setattr("time.time", lambda: 1_700_000_000.0)
+    for value in (1.0, 2.0):
+        tracker.log_metrics({"train/loss": value}, step=1)
+    tracker.flush()
+    monkeypatch.undo()
+    tracker.log_model(tiny_bundle)
+    tracker.finish()
+    assert [m.value for m in tracker.client.get_metric_history(tracker.run_id, "train/loss")] == [2.0]
+
+
 def test_a_server_that_does_not_answer(tiny_bundle: Bundle) -> None:
     import time
 

@@ -262,6 +262,8 @@ def test_out_of_memory_halves_the_batch(
     assert "out of memory with batches of 16; starting again with batches of 8, gradients of 4 added up" in err
     # 10 batches of 8 in groups of 4
     assert [metric.step for metric in history(result, "val/accuracy")] == [3]
+    steps = [metric.step for metric in history(result, "train/loss")]
+    assert len(steps) == len(set(steps)), "one value a step, whatever was added up"
     assert len(all_runs()) == 1
     usable(result, small)
 

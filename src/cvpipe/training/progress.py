@@ -108,9 +108,13 @@ class TrainingLog(Callback):
                 print("\r\x1b[K", end="", file=stream())
             if not closing or now - self._line_at > 1 or not stream().isatty():
                 say(text)
+        # with accumulation several batches belong to a step
+        by_step: dict[int, list[float]] = {}
         for at, value in self._losses:
             if at % self._stride == 0:
-                self.log_metrics({"train/loss": float(value)}, at)
+                by_step.setdefault(at, []).append(float(value))
+        for at, values in by_step.items():
+            self.log_metrics({"train/loss": sum(values) / len(values)}, at)
         self.log_metrics(
             {"train/learning_rate": learning_rate, "train/images_per_second": rate, "train/data_wait": waiting}, step
         )

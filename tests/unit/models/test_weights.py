@@ -42,11 +42,13 @@ def test_files(tmp_path: Path, kind: str) -> None:
 
 def test_another_number_of_classes_leaves_the_head_new(tmp_path: Path) -> None:
     source, target = net(1000), net(4)
-    before = target.state_dict()["2.weight"].clone()
     note = fit_state(source.state_dict(), target, HEAD, "here")
     assert note == "weights: 2 of 4 tensors from here, 2 new ones in the last layer"
     assert torch.equal(target.state_dict()["0.weight"], source.state_dict()["0.weight"])
-    assert torch.equal(target.state_dict()["2.weight"], before)
+    # small, so that training does not begin with unlearning large wrong answers
+    head = target.state_dict()
+    assert 0 < head["2.weight"].abs().max() < 0.1
+    assert not head["2.bias"].any()
 
 
 @pytest.mark.parametrize("prefix", ["module.", "network.body.", "network.", "body.", "model."])
