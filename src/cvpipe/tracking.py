@@ -6,7 +6,8 @@ import inspect
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 
 from cvpipe.config import TrackingConfig
 from cvpipe.errors import TrackingError
+from cvpipe.utils.console import warn
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 DEFAULT_URI = "sqlite:///mlflow.db"
 MODEL_NAME = "model"
 _FLUSH_SECONDS = 5.0
+_RETRY_SECONDS = 60.0
 _PARAM_LENGTH = 500
 
 
@@ -155,6 +158,7 @@ class Tracker:
         self.run_id: str = run.info.run_id
         self._waiting: list[Metric] = []
         self._flushed = time.monotonic()
+        self._pause = _FLUSH_SECONDS
         self._monitor: Any = None
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -171,14 +175,23 @@ class Tracker:
 
         now = int(time.time() * 1000)
         self._waiting += [Metric(key, float(value), now, step) for key, value in metrics.items()]
-        if time.monotonic() - self._flushed > _FLUSH_SECONDS or len(self._waiting) > 500:
-            self.flush()
+        if time.monotonic() - self._flushed > self._pause:
+            try:
+                self.flush()
+                self._pause = _FLUSH_SECONDS
+            except TrackingError as error:
+                # a server that is away for a while must not end a training of hours: the metrics wait
+                if self._pause != _RETRY_SECONDS:
+                    warn(f"{error} Metrics are kept and sent later.")
+                self._pause, self._flushed = _RETRY_SECONDS, time.monotonic()
 
     def flush(self) -> None:
+        """Sends the metrics that wait. Raises TrackingError; they are kept then."""
         # MLflow 3 refuses the model of a run that has a metric twice at one step and millisecond: the later one counts
         waiting = list({(m.key, m.step, m.timestamp): m for m in self._waiting}.values())
         for start in range(0, len(waiting), 1000):
-            self.client.log_batch(self.run_id, metrics=waiting[start : start + 1000])
+            with self._explained():
+                self.client.log_batch(self.run_id, metrics=waiting[start : start + 1000])
         self._waiting = []
         self._flushed = time.monotonic()
 
@@ -188,10 +201,12 @@ class Tracker:
 
         dataset = Dataset(name, digest, "local", source, schema=schema, profile=profile)
         tag = InputTag("mlflow.data.context", context)
-        self.client.log_inputs(self.run_id, [DatasetInput(dataset, [tag])])
+        with self._explained():
+            self.client.log_inputs(self.run_id, [DatasetInput(dataset, [tag])])
 
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
-        self.client.log_artifact(self.run_id, str(path), folder)
+        with self._explained():
+            self.client.log_artifact(self.run_id, str(path), folder)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():
@@ -219,7 +234,10 @@ class Tracker:
             params = self.client.get_run(self.run_id).data.params
             model = self.client.create_logged_model(self.experiment_id, MODEL_NAME, self.run_id, params=params)
             where = {"name": MODEL_NAME, "artifact_path": None, "model_id": model.model_id}
-        info = Model.log(flavor=flavor, run_id=self.run_id, registered_model_name=register_as, bundle=bundle, **where)
+        with self._explained():
+            info = Model.log(
+                flavor=flavor, run_id=self.run_id, registered_model_name=register_as, bundle=bundle, **where
+            )
         if register_as is None:
             return LoggedModel(uri=info.model_uri)
         version = str(info.registered_model_version)
@@ -232,8 +250,28 @@ class Tracker:
         if self._monitor is not None:
             self._monitor.finish()
             self._monitor = None
-        self.flush()
-        self.client.set_terminated(self.run_id, status)
+        try:
+            self.flush()
+            with self._explained():
+                self.client.set_terminated(self.run_id, status)
+        except TrackingError as error:
+            if status == "FINISHED":
+                raise
+            warn(str(error))  # what went wrong before is the error to show
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns MLflow's errors into ours."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except MlflowException as error:
+            reason = (str(error).splitlines() or ["no reason given"])[0][:300]
+            raise TrackingError(
+                f"MLflow at {_without_secrets(self.tracking_uri)} can't be written to: {reason} What was trained is in "
+                "the run's directory; the same command with --resume goes on from there."
+            ) from error
 
 
 def register_model(source: str, name: str, alias: str | None, config: TrackingConfig | None = None) -> LoggedModel:
