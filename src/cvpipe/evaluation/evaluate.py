@@ -171,7 +171,7 @@ def evaluate_split(predictor: Predictor, split: Split, folder: str | Path, sourc
 def labelled_split(bundle: Bundle, data: str | Path | Split | None, name: str) -> tuple[Split, str]:
     """(the images to evaluate on, where they come from). Raises DataError."""
     if isinstance(data, Split):
-        return data, f"{len(data)} images"
+        return data, f"{data.name} split"
     if data is not None:
         from cvpipe.data.sources import load_one
 

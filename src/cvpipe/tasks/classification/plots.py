@@ -99,6 +99,8 @@ def reliability(
         lower.set(xlabel=score_name, ylabel="count")
         if counts.max() > 50 * max(1, int(np.median(counts))):
             lower.set_yscale("symlog", linthresh=1)
+            # the default labels are mathematical text, which is off here: class names may hold a $
+            lower.yaxis.set_major_formatter(lambda count, _: f"{count:g}")
         for axes in (upper, lower):
             _plain(axes)
     return out[0]
