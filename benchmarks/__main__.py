@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="cvpipe against its plain counterparts.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ones: {', '.join(BENCHMARKS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="short runs: do they work? The figures mean little.")
+    parser.add_argument("--rounds", type=int, default=5, help="alternations; the median of their ratios counts")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto, for both sides (default: cpu)")
     parser.add_argument(
         "--images",
@@ -38,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if unknown := [name for name in args.names if name not in BENCHMARKS]:
         parser.error(f"unknown: {', '.join(unknown)}. Known: {', '.join(BENCHMARKS)}.")
-    options = Options(quick=args.quick, device=args.device, images=args.images.resolve())
+    options = Options(
+        quick=args.quick, rounds=1 if args.quick else args.rounds, device=args.device, images=args.images.resolve()
+    )
     facts = machine(options.device)
     found: list[Comparison] = []
     with tempfile.TemporaryDirectory(prefix="cvpipe-bench-") as work:

@@ -34,7 +34,7 @@ def measure(options: Options, work: Path) -> list[Comparison]:
             "network": network,
             "device": options.device,
         }
-        runs = alternate(["batch.cvpipe", "batch.dataloader"], settings, 1 if options.quick else 5)
+        runs = alternate(["batch.cvpipe", "batch.dataloader"], settings, options.rounds)
         found.append(
             compare(
                 f"batch/{network}",

@@ -23,11 +23,13 @@ class Options:
 
     Attributes:
         quick: few and short runs: shows that everything works, the figures mean little.
+        rounds: alternations of the engines.
         device: auto, cpu, cuda or cuda:N, for both sides.
         images: an ImageFolder root with train/, val/ and test/.
     """
 
     quick: bool
+    rounds: int
     device: str
     images: Path
 

@@ -32,7 +32,7 @@ def measure(options: Options, work: Path) -> list[Comparison]:
     for name, jitter in (("plain", 0.0), ("jitter", 0.2)):
         settings = {"folder": str(folder), "batches": batches, "jitter": jitter}
         engines = ["loader.cvpipe", "loader.torchvision", "loader.cvpipe_normalised"]
-        runs = alternate(engines, settings, 1 if options.quick else 5)
+        runs = alternate(engines, settings, options.rounds)
         what = "crop and flip" if jitter == 0 else "crop, flip and colour jitter"
         for engine, suffix, goal in (("loader.cvpipe", "", GOAL), ("loader.cvpipe_normalised", "+normalise", None)):
             found.append(

@@ -9,6 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# CI tries the same examples each time, so that a red run is the change's fault; everybody else explores
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("dev", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 # set before anything reads them: no test may wait for a network or write to the user's folders
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cvpipe.config import Config
@@ -242,6 +242,8 @@ def test_as_config(tmp_path: Path) -> None:
     assert as_config({"data": "x"}).data.train == "x"
 
 
+@example("a\x85b", 1.0)
+@example("\u2028", 1.0)
 @given(st.text(max_size=12), st.floats(1e-12, 1e3))
 def test_any_text_and_number_survive_the_file(tmp_path_factory: pytest.TempPathFactory, text: str, rate: float) -> None:
     config = parse_config({"data": {"train": text}, "training": {"learning_rate": rate}, "tracking": {"alias": text}})
