@@ -25,7 +25,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def measure(options: Options, work: Path) -> list[Comparison]:
     found = []
-    for network, images in (("resnet18", 640), ("resnet50", 320)):
+    for network, images in (("resnet18", 320), ("resnet50", 160)):
         count = images // 5 if options.quick else images
         folder = photo_tree(options.images, work, WARMUP + count + TAIL)
         settings = {

@@ -27,7 +27,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def measure(options: Options, work: Path) -> list[Comparison]:
-    batches = WARMUP + (8 if options.quick else 40)
+    batches = WARMUP + (8 if options.quick else 20)
     settings = {"folder": str(photo_tree(options.images, work, batches * BATCH)), "device": options.device}
     runs = alternate(["train.cvpipe", "train.by_hand"], settings, options.rounds)
     what = f"cvpipe train, {NETWORK} at {SIZE} pixels, batches of {BATCH}, against a loop by hand"

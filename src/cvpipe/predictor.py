@@ -127,7 +127,7 @@ class Predictor:
                 raw: torch.Tensor = self.network(moved).cpu()
                 return raw
             # on a CPU a few images at a time stay in its caches: an eighth faster than the whole batch at once
-            return torch.cat([self.network(few) for few in moved.split(_CPU_IMAGES)])
+            return torch.cat([self.network(few) for few in torch.split(moved, _CPU_IMAGES)])
 
     def check_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters that were given, as plain Python numbers and texts; None counts as left out.
