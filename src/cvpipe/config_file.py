@@ -257,7 +257,9 @@ def _origin(source: _Source, path: list[str], name: str) -> str:
     for length in range(len(path), 0, -1):
         if origin := source.origins.get(".".join(path[:length])):
             return origin
-    return name
+    # a section that stands in no file, such as a misspelt one of an override, is known by its keys
+    inside = ".".join(path) + "."
+    return next((origin for key, origin in source.origins.items() if key.startswith(inside)), name)
 
 
 def _found(value: Any) -> str:

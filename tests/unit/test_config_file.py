@@ -269,3 +269,11 @@ def test_configs_of_the_repository_load() -> None:
     folder = Path(__file__).parents[2] / "configs"
     for path in sorted(folder.glob("*.y*ml")):
         assert isinstance(load_config(path), Config), path
+
+
+def test_a_misspelt_section_of_an_override_is_on_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("data: demo:digits\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ["trainin.epochs=3"])
+    assert caught.value.problems == ["command line: unknown key trainin. Did you mean 'training' or 'tracking'?"]
