@@ -36,7 +36,7 @@ test-fast: $(VENV)/.dev  ## unit tests only
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not integration'
 
 check: $(VENV)/.dev  ## ruff, mypy --strict, import-linter
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from cvpipe.inference.batch_inference import BatchResult, predict
-
     from cvpipe.bundle import Bundle
     from cvpipe.config import Config
     from cvpipe.config_file import load_config, parse_config
     from cvpipe.errors import CvpipeError
     from cvpipe.evaluation.evaluate import Evaluation, evaluate
+    from cvpipe.inference.batch_inference import BatchResult, predict
     from cvpipe.predictor import Predictor
     from cvpipe.task import Task
     from cvpipe.training.train import TrainResult, train
