@@ -91,6 +91,11 @@ class ModelConfig(Section):
     )
     num_classes: int | None = Field(None, ge=1, description="checked against the data; taken from the data if left out")
     dropout: Fraction = Field(0.0, description="dropout before the last layer")
+    allow_licenses: tuple[str, ...] = Field(
+        ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0"),
+        description="licences of code and published weights that training and registration accept (SPDX names in "
+        "lower case; `unknown` accepts weights that state none)",
+    )
 
 
 class AugmentConfig(Section):
@@ -113,16 +118,32 @@ class AugmentConfig(Section):
         return value
 
 
+class DataSource(Section):
+    """Images in one place, what is known about them in another."""
+
+    images: str = Field(description="folder of the images")
+    annotations: str | None = Field(None, description="file or folder of annotations, or a manifest")
+    masks: str | None = Field(None, description="folder of masks, named like the images")
+
+    def __str__(self) -> str:
+        return ", ".join(str(part) for part in (self.images, self.annotations, self.masks) if part)
+
+
 class DataConfig(Section):
     """Where the images are and how they become tensors. `data: PATH` is short for `data: {train: PATH}`."""
 
-    train: str = Field(description="a folder, a manifest (.csv, .parquet, .jsonl) or `demo:NAME`")
-    val: str | float | None = Field(
+    train: str | DataSource = Field(
+        description="a folder, a manifest (.csv, .parquet, .jsonl), `demo:NAME`, or a mapping with `images` and "
+        "`annotations` or `masks`"
+    )
+    val: str | float | DataSource | None = Field(
         None,
-        description="a folder or manifest, or the share of train to hold out (stratified, by group); "
+        description="like train, or the share of train to hold out (stratified, by group); "
         "left out: the data set's own val split, else 0.2",
     )
-    test: str | None = Field(None, description="a folder or manifest; left out: the data set's own test split, if any")
+    test: str | DataSource | None = Field(
+        None, description="like train; left out: the data set's own test split, if any"
+    )
     format: str = Field("auto", description="auto, or one of the task's formats")
     root: str | None = Field(None, description="folder that a manifest's relative paths start from; left out: its own")
     image_size: Size = Field(
@@ -199,6 +220,7 @@ class InferenceConfig(Section):
     batch_size: int = Field(32, ge=1, description="images that go through the network together")
     top_k: int = Field(5, ge=1, description="classes in an answer")
     threshold: Fraction = Field(0.5, description="multi-label: score from which a class is in the answer")
+    tta: bool = Field(False, description="test-time augmentation: average over the image and its mirror image")
     max_pixels: int = Field(178_956_970, ge=1, description="images with more pixels are refused")
 
 

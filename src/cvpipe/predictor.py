@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import itertools
 import numbers
+import operator
 import os
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cvpipe.bundle import Bundle
 from cvpipe.config import InferenceConfig
 from cvpipe.config_reference import type_text
 from cvpipe.errors import ImageError, InputError, did_you_mean
 from cvpipe.task import find_task
-from cvpipe.types import Failure, Prediction
+from cvpipe.types import Failure, Prediction, View
+from cvpipe.utils.trees import Outputs, concatenate, finite_rows, map_tensors
 
 if TYPE_CHECKING:
     import torch
 
-Prepared = "tuple[torch.Tensor, tuple[int, int]] | Failure"
-
 _CPU_IMAGES = 8
+
+
+class Prepared(NamedTuple):
+    """One image on its way into the network.
+
+    Attributes:
+        pixels: (3, h, w) uint8 for each view, or for the whole image where there are none.
+        views: what the task cuts the image into; empty: nothing.
+        size: original (height, width).
+    """
+
+    pixels: list[torch.Tensor]
+    views: Sequence[View]
+    size: tuple[int, int]
 
 
 class Predictor:
@@ -102,8 +116,8 @@ class Predictor:
                 for future in itertools.chain.from_iterable(waiting):
                     future.cancel()
 
-    def prepare(self, image: Any) -> Any:
-        """Decodes and resizes: (uint8 (3, h, w), original (height, width)), or a Failure."""
+    def prepare(self, image: Any) -> Prepared | Failure:
+        """Decodes, cuts into views where the task asks for it, and resizes."""
         from cvpipe.data.decode import read_image
 
         try:
@@ -112,22 +126,23 @@ class Predictor:
             return Failure(str(error))
         height, width = int(pixels.shape[1]), int(pixels.shape[2])
         try:
-            return self.processor.preprocess(pixels), (height, width)
+            views = self.processor.views((height, width))
+            parts = [_cut(pixels, view) for view in views] or [pixels]
+            return Prepared([self.processor.preprocess(part) for part in parts], views, (height, width))
         except (ImageError, ValueError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             return Failure(f"the image of {width}x{height} pixels can't be prepared: {reason}")
 
-    def outputs(self, batch: torch.Tensor) -> torch.Tensor:
-        """(N, 3, h, w) uint8 -> the network's raw outputs, on the CPU."""
+    def outputs(self, batch: torch.Tensor) -> Outputs:
+        """(N, 3, h, w) uint8 -> the network's raw outputs, on the CPU: a tensor or a dict of tensors, (N, …) each."""
         import torch
 
         with torch.inference_mode():
             moved = batch.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             if self.device.type != "cpu":
-                raw: torch.Tensor = self.network(moved).cpu()
-                return raw
+                return map_tensors(torch.Tensor.cpu, self.network(moved))
             # on a CPU a few images at a time stay in its caches: an eighth faster than the whole batch at once
-            return torch.cat([self.network(few) for few in torch.split(moved, _CPU_IMAGES)])
+            return concatenate([self.network(few) for few in torch.split(moved, _CPU_IMAGES)])
 
     def check_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters that were given, as plain Python numbers and texts; None counts as left out.
@@ -150,20 +165,47 @@ class Predictor:
         import torch
 
         good = [item for item in prepared if not isinstance(item, Failure)]
-        answers: Iterator[Prediction | Failure] = iter(())
-        if good:
+        parts = [part for item in good for part in item.pixels]
+        outputs: list[Outputs] = []
+        # an image in many views must not make the batch larger than the device was asked to hold
+        for start in range(0, len(parts), self.batch_size):
             # stacked as NHWC, which is how the decoder left the pixels and what channels_last wants
-            batch = torch.stack([pixels.permute(1, 2, 0) for pixels, _ in good]).permute(0, 3, 1, 2)
-            raw = self.outputs(batch)
-            finite = raw.flatten(1).isfinite().all(dim=1).tolist()
-            found = self.processor.postprocess(raw, [size for _, size in good], **params)
-            answers = iter(
-                [
-                    answer if ok else Failure("the network's output is not finite")
-                    for answer, ok in zip(found, finite, strict=True)
-                ]
-            )
+            stacked = torch.stack([part.permute(1, 2, 0) for part in parts[start : start + self.batch_size]])
+            outputs.append(self.outputs(stacked.permute(0, 3, 1, 2)))
+        answers = iter(self._answers(good, concatenate(outputs), params) if good else ())
         return [item if isinstance(item, Failure) else next(answers) for item in prepared]
+
+    def _answers(
+        self, prepared: Sequence[Prepared], raw: Outputs, params: dict[str, Any]
+    ) -> list[Prediction | Failure]:
+        finite = finite_rows(raw)
+        answers: list[Prediction | Failure] = []
+        if not any(item.views for item in prepared):
+            found = self.processor.postprocess(raw, [item.size for item in prepared], **params)
+            answers.extend(a if ok else _NOT_FINITE for a, ok in zip(found, finite, strict=True))
+            return answers
+        start = 0
+        for item in prepared:
+            rows = slice(start, start + len(item.pixels))
+            start = rows.stop
+            own = map_tensors(operator.itemgetter(rows), raw)
+            if not all(finite[rows]):
+                answers.append(_NOT_FINITE)
+            elif item.views:
+                answers.append(self.processor.merge(own, item.views, item.size, **params))
+            else:
+                answers.extend(self.processor.postprocess(own, [item.size], **params))
+        return answers
+
+
+_NOT_FINITE = Failure("the network's output is not finite")
+
+
+def _cut(pixels: torch.Tensor, view: View) -> torch.Tensor:
+    """(3, H, W) uint8 -> the part that a view shows."""
+    top, left, height, width = view.window
+    part = pixels[:, top : top + height, left : left + width]
+    return part.flip([-1]) if view.hflip else part
 
 
 def _is_one(images: Any) -> bool:

@@ -16,11 +16,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cvpipe.config import Config
+from cvpipe.config import Config, DataSource
 from cvpipe.errors import ConfigError, did_you_mean
-from cvpipe.types import Assessment, Failure, Labels, Prediction
+from cvpipe.types import Assessment, Failure, Labels, Prediction, View
 
 if TYPE_CHECKING:
+    import PIL.Image
     import torch
 
     from cvpipe.data.module import ImageDataModule
@@ -37,10 +38,24 @@ class Processor(Protocol):
         """(3, height, width) uint8 RGB of any size -> (3, h, w) uint8 RGB of the network's size."""
         ...
 
+    def views(self, size: tuple[int, int]) -> Sequence[View]:
+        """The parts of an image of that (height, width) that go through the network one by one.
+
+        Empty for the usual case: the image as a whole. Else `merge` makes one prediction of what was found in them.
+        """
+        ...
+
     @property
     def postprocess(self) -> Callable[..., Sequence[Prediction]]:
         """(outputs, sizes, **params): the network's raw outputs for a batch, the original (height, width) of each
-        image, and the task's `params` -> a prediction for each image."""
+        image, and the task's `params` -> a prediction for each image. Outputs are a tensor, or a dict of tensors
+        whose first dimension is the image."""
+        ...
+
+    @property
+    def merge(self) -> Callable[..., Prediction]:
+        """(outputs, views, size, **params): the raw outputs for the views of one image, what the views show, the
+        image's (height, width), and the task's `params` -> its prediction."""
         ...
 
 
@@ -54,12 +69,15 @@ class Task:
         config: the schema of its settings, a module-level subclass of `Config`.
         prediction: what the model says about one image.
         load_data: reads file names and labels (no pixels); raises DataError.
+        load_split: reads one labelled data set for evaluation with a trained model's own labels. Takes the source, the
+            model's config, its labels and the split's name; raises DataError.
         data_module: feeds the network while training.
         module: a `cvpipe.tasks.base.TaskModule`; its `network` ends up in the bundle.
         network: the network with random weights, to be filled from a bundle. Takes config, labels and the
             architecture record that the trained network carried. Input (N, 3, h, w) uint8.
         processor: builds the pre- and postprocessing.
         assess: metrics, plots and worst cases from predictions and targets.
+        draw: (Pillow image, prediction or target, labels) -> a Pillow image with it drawn in.
         params: keyword arguments of `postprocess` that a caller may set for one call, with their types.
         example: writes a tiny data set below a folder and returns a config that trains on it in seconds.
     """
@@ -69,11 +87,13 @@ class Task:
     config: type[Config]
     prediction: type[Prediction]
     load_data: Callable[[Config], Splits]
+    load_split: Callable[[str | DataSource, Config, Labels, str], Split]
     data_module: Callable[[Config, Splits], ImageDataModule]
     module: Callable[[Config, Labels], TaskModule]
     network: Callable[[Config, Labels, Mapping[str, Any]], torch.nn.Module]
     processor: Callable[[Config, Labels], Processor]
     assess: Callable[[Sequence[Prediction | Failure], Split, Config], Assessment]
+    draw: Callable[[PIL.Image.Image, Any, Labels], PIL.Image.Image]
     params: Mapping[str, type]
     example: Callable[[Path], dict[str, Any]]
 

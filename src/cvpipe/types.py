@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -36,54 +33,6 @@ class Failure:
         return {"error": self.reason}
 
 
-@dataclass(frozen=True)
-class ClassificationPrediction:
-    """Scores of all the classes for one image.
-
-    Attributes:
-        classes: the model's class names.
-        scores: (classes,) float32. Single label: probabilities that add up to 1. Multi-label: one independent
-            probability for each class.
-        labels: the answer. Single label: the `top_k` best classes, best first. Multi-label: the classes whose
-            score reaches the threshold, best first (may be none).
-    """
-
-    classes: tuple[str, ...]
-    scores: npt.NDArray[np.float32]
-    labels: tuple[str, ...]
-
-    record_schema: ClassVar[tuple[tuple[str, str], ...]] = (
-        ("label", "string"),
-        ("score", "double"),
-        ("labels", "list<string>"),
-        ("scores", "list<double>"),
-    )
-
-    @property
-    def label(self) -> str:
-        """The best class, or an empty string where no class reached the threshold."""
-        return self.labels[0] if self.labels else ""
-
-    @property
-    def score(self) -> float:
-        """The score of the best class (also where it is below the threshold)."""
-        return float(self.scores.max())
-
-    def score_of(self, label: str) -> float:
-        return float(self.scores[self.classes.index(label)])
-
-    def to_record(self) -> dict[str, Any]:
-        return {
-            "label": self.label,
-            "score": self.score,
-            "labels": list(self.labels),
-            "scores": [self.score_of(label) for label in self.labels],
-        }
-
-    def __str__(self) -> str:
-        return ", ".join(f"{label} {self.score_of(label):.3f}" for label in self.labels) or "(no label)"
-
-
 def arrow_schema(prediction: type[Prediction]) -> pa.Schema:
     """The Arrow schema of a task's batch output: path, the task's columns, error, model URI and version."""
     import pyarrow as pa
@@ -94,10 +43,24 @@ def arrow_schema(prediction: type[Prediction]) -> pa.Schema:
         "int": pa.int64(),
         "list<string>": pa.list_(pa.string()),
         "list<double>": pa.list_(pa.float64()),
+        "list<list<double>>": pa.list_(pa.list_(pa.float64())),
     }
     fields = [pa.field(name, names[kind]) for name, kind in prediction.record_schema]
     tail = [pa.field(name, pa.string()) for name in ("error", "model_uri", "model_version")]
     return pa.schema([pa.field("path", pa.string()), *fields, *tail])
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of an image that goes through the network by itself: a tile, a mirrored copy, or both.
+
+    Attributes:
+        window: (top, left, height, width) in pixels of the image.
+        hflip: whether it is mirrored, after cutting it out.
+    """
+
+    window: tuple[int, int, int, int]
+    hflip: bool = False
 
 
 def is_path(image: object) -> bool:
@@ -111,17 +74,35 @@ class Labels:
     Attributes:
         classes: class names in output order.
         multi_label: True where an image can have any number of the classes.
+        keypoints: names of an object's points, in order; empty where the task has none.
+        skeleton: pairs of positions in `keypoints` to draw lines between.
+        flip_pairs: pairs of positions that swap when the image is mirrored (left and right eye).
     """
 
     classes: tuple[str, ...]
     multi_label: bool = False
+    keypoints: tuple[str, ...] = ()
+    skeleton: tuple[tuple[int, int], ...] = ()
+    flip_pairs: tuple[tuple[int, int], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return {"classes": list(self.classes), "multi_label": self.multi_label}
+        """What is set, and always the two that every task has."""
+        values: dict[str, Any] = {"classes": list(self.classes), "multi_label": self.multi_label}
+        if self.keypoints:
+            pairs = {"skeleton": self.skeleton, "flip_pairs": self.flip_pairs}
+            values["keypoints"] = list(self.keypoints)
+            values |= {name: [list(pair) for pair in found] for name, found in pairs.items()}
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Labels:
-        return cls(classes=tuple(values["classes"]), multi_label=bool(values["multi_label"]))
+        return cls(
+            classes=tuple(values["classes"]),
+            multi_label=bool(values["multi_label"]),
+            keypoints=tuple(values.get("keypoints", ())),
+            skeleton=tuple((int(a), int(b)) for a, b in values.get("skeleton", ())),
+            flip_pairs=tuple((int(a), int(b)) for a, b in values.get("flip_pairs", ())),
+        )
 
 
 @dataclass(frozen=True)
@@ -145,12 +126,12 @@ class Assessment:
         metrics: name -> value with interval, such as `accuracy`; no split prefix.
         tables: title -> rows (a list of equal-keyed dicts), such as per-class precision and recall.
         figures: title -> SVG text.
-        gallery: the worst images: path, caption. Most confident mistakes first.
+        gallery: the worst images, worst first: (path, array or Pillow image with what was found drawn in, caption).
         headline: names of the metrics to show first, most important first.
     """
 
     metrics: dict[str, Interval]
     tables: dict[str, list[dict[str, Any]]]
     figures: dict[str, str]
-    gallery: list[tuple[str, str]]
+    gallery: list[tuple[Any, str]]
     headline: tuple[str, ...]

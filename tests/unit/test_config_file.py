@@ -105,7 +105,7 @@ def test_the_documented_yaml_needs_data_only(tmp_path: Path) -> None:
         (
             "data:\n  val: 0.2\n",
             [
-                "F:1: data.train is missing (a folder, a manifest (.csv, .parquet, .jsonl) or `demo:NAME`). For a first "  # noqa: E501
+                "F:1: data.train is missing (a folder, a manifest (.csv, .parquet, .jsonl), `demo:NAME`, or a mapping with `images` and `annotations` or `masks`). For a first "  # noqa: E501
                 "try: `data: demo:digits`."
             ],
         ),

@@ -15,9 +15,10 @@ from PIL import Image
 
 from cvpipe.bundle import Bundle
 from cvpipe.errors import ImageError, InputError
+from cvpipe.predictions import ClassificationPrediction
 from cvpipe.predictor import Predictor
 from cvpipe.task import find_task
-from cvpipe.types import ClassificationPrediction, Failure, Labels, Prediction
+from cvpipe.types import Failure, Labels, Prediction
 
 
 @pytest.fixture(scope="module")

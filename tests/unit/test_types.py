@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cvpipe.types import ClassificationPrediction, Failure, Interval, Labels, arrow_schema, is_path
+from cvpipe.predictions import ClassificationPrediction
+from cvpipe.types import Failure, Interval, Labels, arrow_schema, is_path
 
 
 def prediction(*labels: str) -> ClassificationPrediction:

@@ -58,6 +58,33 @@ def read_image(image: Any, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     raise ImageError(f"expected a path, bytes, array, tensor or Pillow image, found {type(image).__name__}")
 
 
+def read_values(path: str | Path) -> np.ndarray[Any, Any]:
+    """A mask as it stands in its file: palette indices or grey values (height, width), or RGB (height, width, 3).
+
+    Raises:
+        ImageError: missing, broken, or lossy (JPEG changes values).
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            image: PIL.Image.Image = file
+            if file.format == "JPEG":
+                raise ImageError(f"{path}: a JPEG can't hold a mask: its compression changes the values. Use PNG.")
+            image.load()
+            if _orientation(image) != 1:
+                image = ImageOps.exif_transpose(image)
+            if image.mode == "1":
+                return np.asarray(image, dtype=np.uint8)
+            if image.mode in ("P", "L", "I", "I;16"):
+                return np.asarray(image)
+            return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: not an image file (no known format)") from None
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path}: {_first_line(error)}") from None
+
+
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """Encoded bytes -> (3, height, width) uint8 RGB, upright. Raises ImageError."""
     if not data:

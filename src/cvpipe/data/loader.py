@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from cvpipe.data.splits import BadFile, Split
 from cvpipe.errors import ImageError
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
+Another = Callable[[int], "tuple[torch.Tensor, Any] | None"]
+"""Any number -> (image, target) of some other training image as it is read; None where that one is broken."""
 Key = tuple[int, int, int]
 """(epoch, place in the epoch's order, index in the split). The place makes each draw of an image that balanced
 sampling draws several times look different."""
@@ -48,22 +50,47 @@ def seed_of(*parts: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-class ImageDataset(Dataset[Any]):
-    """Decodes and transforms single images of a split; a broken one comes back as a BadFile."""
+class SampleTransform(Protocol):
+    """Brings an image and what is known about it to the network's size, together."""
 
-    def __init__(
-        self,
-        split: Split,
-        preprocess: Transform,
-        augment: Callable[[torch.Tensor, int], torch.Tensor] | None,
-        seed: int,
-        max_pixels: int,
-    ) -> None:
+    def __call__(self, image: torch.Tensor, target: Any, seed: int, another: Another) -> tuple[torch.Tensor, Any]:
+        """(3, H, W) uint8 RGB and the split's target -> (3, h, w) uint8 and what `collate_targets` takes.
+
+        Args:
+            seed: decides all that is random; a transform for validation ignores it.
+            another: further images, for augmentation that mixes several.
+
+        Raises:
+            ImageError: what the target names can't be read.
+        """
+        ...
+
+
+class ImageOnly:
+    """A transform for targets that do not move with the pixels, such as classes."""
+
+    def __init__(self, preprocess: Transform, augment: Callable[[torch.Tensor, int], torch.Tensor] | None) -> None:
+        self.preprocess, self.augment = preprocess, augment
+
+    def __call__(self, image: torch.Tensor, target: Any, seed: int, another: Another) -> tuple[torch.Tensor, Any]:
+        if self.augment:
+            image = self.augment(image, seed)
+        return self.preprocess(image), target
+
+
+class ImageDataset(Dataset[Any]):
+    """Decodes and transforms single images of a split; a broken one comes back as a BadFile.
+
+    Args:
+        replace: whether another image takes the place of a broken one (training), or it is left out (validation).
+    """
+
+    def __init__(self, split: Split, transform: SampleTransform, seed: int, max_pixels: int, replace: bool) -> None:
         # numpy strings: a list of a million Python strings is copied page by page into every worker
         self.paths = np.array(split.paths)
         self.split_name = split.name
         self.targets = split.targets
-        self.preprocess, self.augment = preprocess, augment
+        self.transform, self.replace = transform, replace
         self.seed, self.max_pixels = seed, max_pixels
 
     def __len__(self) -> int:
@@ -73,18 +100,25 @@ class ImageDataset(Dataset[Any]):
         """The image for (epoch, place, index). In training a broken image is replaced by the next good one."""
         epoch, place, index = key
         bad: list[BadFile] = []
-        for offset in range(min(len(self), 100) if self.augment else 1):
+        for offset in range(min(len(self), 100) if self.replace else 1):
             position = (index + offset) % len(self)
             path = str(self.paths[position])
             try:
                 image = read_image(path, self.max_pixels)
+                target = self.targets[position]
+                image, target = self.transform(image, target, seed_of(self.seed, epoch, place), self._another)
             except ImageError as error:
                 bad.append(BadFile(self.split_name, path, str(error)))
                 continue
-            if self.augment:
-                image = self.augment(image, seed_of(self.seed, epoch, place))
-            return self.preprocess(image), self.targets[position], position, bad
+            return image, target, position, bad
         return None, None, index, bad
+
+    def _another(self, number: int) -> tuple[torch.Tensor, Any] | None:
+        position = number % len(self)
+        try:
+            return read_image(str(self.paths[position]), self.max_pixels), self.targets[position]
+        except ImageError:  # reported when its own turn comes
+            return None
 
 
 class EpochBatches(Sampler[list[Key]]):

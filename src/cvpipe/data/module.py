@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 from cvpipe.config import Config
-from cvpipe.data.loader import EpochBatches, ImageDataset, Loader, Transform
+from cvpipe.data.loader import EpochBatches, ImageDataset, ImageOnly, Loader, SampleTransform, Transform
 from cvpipe.data.splits import Split, Splits
 from cvpipe.data.transforms import Augment
 
@@ -38,21 +38,28 @@ class ImageDataModule(LightningDataModule):
         self.preprocess, self.collate_targets, self.weights = preprocess, collate_targets, weights
         self.batch_size = config.training.batch_size
 
+    def train_transform(self) -> SampleTransform:
+        """What training images go through. Tasks whose targets move with the pixels put their own here."""
+        return ImageOnly(self.preprocess, Augment(self.config.data.augment, self.config.data.image_size))
+
+    def val_transform(self) -> SampleTransform:
+        """The same for validation, without randomness."""
+        return ImageOnly(self.preprocess, None)
+
     def train_batches(self) -> int:
         """Batches of one epoch."""
         return len(self._batches(self.splits.train, shuffle=True))
 
     def train_dataloader(self) -> Loader:
-        augment = Augment(self.config.data.augment, self.config.data.image_size)
-        return self._loader(self.splits.train, augment)
+        return self._loader(self.splits.train, self.train_transform(), train=True)
 
     def val_dataloader(self) -> Loader:
-        return self._loader(self.splits.val, None)
+        return self._loader(self.splits.val, self.val_transform(), train=False)
 
-    def _loader(self, split: Split, augment: Augment | None) -> Loader:
+    def _loader(self, split: Split, transform: SampleTransform, train: bool) -> Loader:
         seed = self.config.training.seed
-        dataset = ImageDataset(split, self.preprocess, augment, seed, self.config.inference.max_pixels)
-        batches = self._batches(split, shuffle=augment is not None)
+        dataset = ImageDataset(split, transform, seed, self.config.inference.max_pixels, replace=train)
+        batches = self._batches(split, shuffle=train)
         return Loader(dataset, batches, self.collate_targets, worker_count(self.config.training.num_workers))
 
     def _batches(self, split: Split, shuffle: bool) -> EpochBatches:

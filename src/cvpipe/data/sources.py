@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cvpipe.config import Config, DataConfig
+from cvpipe.config import Config, DataConfig, DataSource
 from cvpipe.data.decode import IMAGE_SUFFIXES
 from cvpipe.data.demo import PREFIX, demo_folder
 from cvpipe.data.splits import BadFile, Split, Splits, hold_out
@@ -42,7 +42,7 @@ def load_classification(config: Config) -> Splits:
     train, kind, multi_label = _read(data.train, config, "train", data)
     notes = [f"format: {kind}"]
     by_split = _by_split(train)
-    if isinstance(data.val, str):
+    if isinstance(data.val, (str, DataSource)):
         by_split["val"] = _labelled(data.val, config, "val", multi_label)
     elif isinstance(data.val, float):
         # an explicit share is taken from what is there to train on, and the data set's own val split goes with it
@@ -77,7 +77,7 @@ def load_classification(config: Config) -> Splits:
     return Splits(splits["train"], splits["val"], splits.get("test"), labels, kind, tuple(notes), tuple(bad))
 
 
-def load_one(source: str, config: Config, labels: Labels, name: str = "test") -> Split:
+def load_one(source: str | DataSource, config: Config, labels: Labels, name: str = "test") -> Split:
     """One labelled split for evaluation with a model's own classes. Raises DataError for unknown classes."""
     rows, _, multi_label = _read(source, config, name, config.data)
     if multi_label != labels.multi_label:
@@ -85,7 +85,7 @@ def load_one(source: str, config: Config, labels: Labels, name: str = "test") ->
             f"{source}: the labels are {'multi' if multi_label else 'single'}-label, the model is "
             f"{'multi' if labels.multi_label else 'single'}-label."
         )
-    chosen = _pick(rows, name, source, source)
+    chosen = _pick(rows, name, str(source), str(source))
     present = {label for row in chosen for label in row[1]}
     unknown = sorted(present - set(labels.classes))
     if unknown:
@@ -95,7 +95,7 @@ def load_one(source: str, config: Config, labels: Labels, name: str = "test") ->
     return _split(name, [row for row in chosen if _named_as_image(row)], labels.classes, multi_label)
 
 
-def _labelled(source: str, config: Config, name: str, multi_label: bool) -> list[Row]:
+def _labelled(source: str | DataSource, config: Config, name: str, multi_label: bool) -> list[Row]:
     """The rows of a source that was named for val or test."""
     rows, _, found = _read(source, config, name, config.data)
     where = config.where(f"data.{name}")
@@ -104,7 +104,7 @@ def _labelled(source: str, config: Config, name: str, multi_label: bool) -> list
             f"{where}: the labels of {source} are {'multi' if found else 'single'}-label, those of data.train are "
             f"{'multi' if multi_label else 'single'}-label. Name the label column alike: `label` or `labels`."
         )
-    return _pick(rows, name, where, source)
+    return _pick(rows, name, where, str(source))
 
 
 def _pick(rows: Sequence[Row], name: str, where: str, source: str) -> list[Row]:
@@ -127,9 +127,16 @@ def list_images(folder: str | Path) -> list[str]:
     return sorted(found)
 
 
-def _read(source: str, config: Config, split: str, data: DataConfig) -> tuple[list[Row], str, bool]:
+def _read(source: str | DataSource, config: Config, split: str, data: DataConfig) -> tuple[list[Row], str, bool]:
     """(rows, format, multi-label)"""
     where = config.where(f"data.{split}")
+    root = data.root
+    if isinstance(source, DataSource):
+        if source.annotations is None or source.masks is not None:
+            raise DataError(
+                f"{where}: found {source}, expected `images` and, as `annotations`, a manifest with paths and labels."
+            )
+        root, source = source.images, source.annotations
     if source.startswith(PREFIX):
         return _read_folder(demo_folder(source), where), f"{source} (imagefolder)", False
     path = Path(source)
@@ -150,7 +157,7 @@ def _read(source: str, config: Config, split: str, data: DataConfig) -> tuple[li
             f"{where}: found the file {source} (data.format {wanted}), expected a folder or a manifest "
             f"({', '.join(MANIFEST_SUFFIXES)})."
         )
-    rows, multi_label = _read_manifest(path, data, where)
+    rows, multi_label = _read_manifest(path, root, where)
     return rows, "manifest", multi_label
 
 
@@ -196,7 +203,7 @@ def _files(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def _read_manifest(path: Path, data: DataConfig, where: str) -> tuple[list[Row], bool]:
+def _read_manifest(path: Path, base: str | None, where: str) -> tuple[list[Row], bool]:
     frame = read_table(path, where)
     names = {str(c).lower(): c for c in frame.columns}
     columns = {role: next((names[a] for a in aliases if a in names), None) for role, aliases in _COLUMNS.items()}
@@ -208,7 +215,7 @@ def _read_manifest(path: Path, data: DataConfig, where: str) -> tuple[list[Row],
             )
     label_column = columns["label"]
     multi_label = str(label_column).lower() == "labels"
-    root = Path(data.root) if data.root else path.parent
+    root = Path(base) if base else path.parent
     rows: list[Row] = []
     problems: list[str] = []
     # a CSV file's first line holds the names

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cvpipe.config import AugmentConfig
 
-_PAD_GREY = 114
+PAD_GREY = 114
 
 
 def resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -40,7 +40,7 @@ def fit(image: torch.Tensor, size: tuple[int, int], policy: str, crop_pct: float
         scale = min(size[0] / height, size[1] / width)
         inner = (max(1, round(height * scale)), max(1, round(width * scale)))
         top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
-        canvas = torch.full((size[0], size[1], 3), _PAD_GREY, dtype=torch.uint8).permute(2, 0, 1)
+        canvas = torch.full((size[0], size[1], 3), PAD_GREY, dtype=torch.uint8).permute(2, 0, 1)
         canvas[:, top : top + inner[0], left : left + inner[1]] = resize(image, inner)
         return canvas
     # cropping first and resizing the crop alone gives the same view and touches fewer pixels
@@ -130,11 +130,11 @@ def _torchvision_ops(config: AugmentConfig) -> Any:
 
     ops: list[Any] = []
     if config.rotate:
-        ops.append(v2.RandomRotation(config.rotate, interpolation=v2.InterpolationMode.BILINEAR, fill=_PAD_GREY))
+        ops.append(v2.RandomRotation(config.rotate, interpolation=v2.InterpolationMode.BILINEAR, fill=PAD_GREY))
     if config.trivial_augment:
-        ops.append(v2.TrivialAugmentWide(fill=[_PAD_GREY] * 3))
+        ops.append(v2.TrivialAugmentWide(fill=[PAD_GREY] * 3))
     if config.color_jitter:
         ops.append(ColorJitter(config.color_jitter))
     if config.erase:
-        ops.append(v2.RandomErasing(config.erase, value=_PAD_GREY))
+        ops.append(v2.RandomErasing(config.erase, value=PAD_GREY))
     return v2.Compose(ops) if ops else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -11,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from cvpipe.bundle import Bundle
+from cvpipe.config import DataSource
 from cvpipe.data.splits import Split
+from cvpipe.data.targets import Objects
 from cvpipe.errors import CvpipeError, DataError, InputError, TrackingError
 from cvpipe.predictor import Predictor
+from cvpipe.task import find_task
 from cvpipe.types import Assessment, Failure, Interval, Prediction
 from cvpipe.utils import console
 from cvpipe.utils.filesystem import atomic_open, write_json
@@ -87,7 +89,7 @@ class Evaluation:
 
 def evaluate(
     model: str | Path | Bundle | Predictor,
-    data: str | Path | Split | None = None,
+    data: str | Path | DataSource | Split | None = None,
     *,
     split: str = "test",
     output_dir: str | Path | None = None,
@@ -104,7 +106,7 @@ def evaluate(
     Args:
         model: a bundle's directory, `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/RUN_ID/model`, or a loaded
             Bundle or Predictor (which keeps its own device and batch size).
-        data: a folder, a manifest, `demo:NAME` or a Split. Left out: the data that the model's config names.
+        data: a folder, a manifest, `demo:NAME`, a DataSource or a Split. Left out: what the model's config names.
         split: train, val or test. Without `data`, val stands in where the data set has no test split.
         output_dir: left out: `evaluation` in the folder of the run, else in the working directory.
         log_to_run: also log metrics and report to the MLflow run that made the model, where there is one.
@@ -168,16 +170,13 @@ def evaluate_split(predictor: Predictor, split: Split, folder: str | Path, sourc
     return evaluation
 
 
-def labelled_split(bundle: Bundle, data: str | Path | Split | None, name: str) -> tuple[Split, str]:
+def labelled_split(bundle: Bundle, data: str | Path | DataSource | Split | None, name: str) -> tuple[Split, str]:
     """(the images to evaluate on, where they come from). Raises DataError."""
     if isinstance(data, Split):
         return data, f"{data.name} split"
     if data is not None:
-        from cvpipe.data.sources import load_one
-
-        return load_one(str(data), bundle.config, bundle.labels, name), str(data)
-    from cvpipe.task import find_task
-
+        source = data if isinstance(data, DataSource) else str(data)
+        return find_task(bundle.config.task).load_split(source, bundle.config, bundle.labels, name), str(data)
     try:
         splits = find_task(bundle.config.task).load_data(bundle.config)
     except DataError as error:
@@ -224,17 +223,19 @@ def _predictor(
     return Predictor(bundle, device=device, batch_size=batch_size)
 
 
-def _default_folder(bundle: Bundle, data: str | Path | Split | None) -> Path:
+def _default_folder(bundle: Bundle, data: str | Path | DataSource | Split | None) -> Path:
     """Next to a bundle that lies in its run's folder; other models get a folder of their own in ./evaluation."""
     if not bundle.uri.startswith(_REMOTE) and bundle.path.name == "bundle":
         return bundle.path.parent / _folder_name(data)
     return Path(_folder_name(data)) / _slug(bundle.uri if bundle.uri.startswith(_REMOTE) else bundle.path.name)
 
 
-def _folder_name(data: str | Path | Split | None) -> str:
+def _folder_name(data: str | Path | DataSource | Split | None) -> str:
     """Other data than the model's own get a folder of their own, so that neither report replaces the other."""
     if data is None:
         return "evaluation"
+    if isinstance(data, DataSource):
+        data = data.annotations or data.masks or data.images
     return f"evaluation-{_slug(data.name if isinstance(data, Split) else Path(str(data)).name)}"
 
 
@@ -273,7 +274,9 @@ def _latency(predictor: Predictor, paths: Sequence[str]) -> dict[str, float]:
 def _target_text(target: Any, classes: Sequence[str]) -> str:
     if isinstance(target, tuple):
         return ";".join(classes[c] for c in target)
-    return classes[target] if isinstance(target, int) else json.dumps(target)
+    if isinstance(target, int):
+        return classes[target]
+    return ";".join(classes[c] for c in target.labels) if isinstance(target, Objects) else str(target)
 
 
 def _write_predictions(path: Path, predictor: Predictor, split: Split, answers: Sequence[Prediction | Failure]) -> None:
@@ -281,7 +284,9 @@ def _write_predictions(path: Path, predictor: Predictor, split: Split, answers: 
     import csv
 
     labels = predictor.bundle.labels
-    scalars = [name for name, kind in predictor.task.prediction.record_schema if not kind.startswith("list")]
+    # lists and pictures have no place in a table that people read
+    schema = predictor.task.prediction.record_schema
+    scalars = [name for name, kind in schema if not kind.startswith("list") and not name.endswith("_png")]
     # file names need not be UTF-8; surrogates carry their bytes through
     with atomic_open(path, newline="", errors="surrogateescape") as file:
         writer = csv.writer(file)

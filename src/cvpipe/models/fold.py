@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from cvpipe.utils.trees import Outputs, largest_difference
+
 _TOLERANCE = 1e-4
 
 
@@ -27,9 +29,9 @@ def fold_batch_norm(network: nn.Module, example: torch.Tensor) -> nn.Module:
     """
     folded = copy.deepcopy(network)
     with torch.inference_mode():
-        wanted = network(example)
+        wanted = _raw(network, example)
     pairs = _pairs(folded, example)
-    if not pairs or not isinstance(wanted, torch.Tensor):
+    if not pairs:
         return network
     names = {module: name for name, module in folded.named_modules()}
     with torch.no_grad():
@@ -40,9 +42,16 @@ def fold_batch_norm(network: nn.Module, example: torch.Tensor) -> nn.Module:
             rest = [module for module in norm.children() if not isinstance(module, nn.Identity)]
             folded.set_submodule(names[norm], nn.Sequential(*rest) if rest else nn.Identity())
     with torch.inference_mode():
-        found = folded(example)
-    scale = float(wanted.abs().max()) + 1e-12
-    return folded if float((found - wanted).abs().max()) <= _TOLERANCE * scale else network
+        found = _raw(folded, example)
+    difference, scale = largest_difference(wanted, found)
+    return folded if difference <= _TOLERANCE * (scale + 1e-12) else network
+
+
+def _raw(network: nn.Module, example: torch.Tensor) -> Outputs:
+    """What is compared: the outputs, or, where the network has `dense_outputs`, those before boxes are chosen."""
+    function = getattr(network, "dense_outputs", network)
+    outputs: Outputs = function(example)
+    return outputs
 
 
 def _pairs(network: nn.Module, example: torch.Tensor) -> list[tuple[nn.BatchNorm2d, nn.Conv2d]]:
@@ -65,7 +74,7 @@ def _pairs(network: nn.Module, example: torch.Tensor) -> list[tuple[nn.BatchNorm
     hooks += [m.register_forward_pre_hook(before_norm) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     try:
         with torch.inference_mode():
-            network(example)
+            _raw(network, example)
     finally:
         for hook in hooks:
             hook.remove()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cvpipe.config import Config
+from cvpipe.config import Config, DataSource
 from cvpipe.config_file import as_config
 from cvpipe.data.splits import Splits
 from cvpipe.task import Task, find_task
@@ -252,8 +252,8 @@ def _log_inputs(config: Config, splits: Splits, tracker: Tracker) -> None:
         schema = json.dumps({"classes": list(splits.labels.classes)[:200], "multi_label": splits.labels.multi_label})
         source = getattr(config.data, split.name, None)
         tracker.log_dataset(
-            name=f"{Path(config.data.train).name}-{split.name}",
-            source=json.dumps({"uri": str(source if isinstance(source, str) else config.data.train)}),
+            name=f"{Path(str(config.data.train).partition(', ')[0]).name}-{split.name}",
+            source=json.dumps({"uri": str(source if isinstance(source, (str, DataSource)) else config.data.train)}),
             digest=digest.hexdigest()[:16],
             context={"train": "training", "val": "validation"}.get(split.name, "testing"),
             profile=profile,

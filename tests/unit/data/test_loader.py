@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cvpipe.config import AugmentConfig
-from cvpipe.data.loader import Batch, EpochBatches, ImageDataset, Loader, seed_of
+from cvpipe.data.loader import Batch, EpochBatches, ImageDataset, ImageOnly, Loader, seed_of
 from cvpipe.data.module import ImageDataModule, worker_count
 from cvpipe.data.splits import Split
 from cvpipe.data.transforms import Augment, resize
@@ -44,7 +44,7 @@ def split_of(folder: Path, count: int = 23) -> Split:
 
 def loader_of(split: Split, workers: int = 0, train: bool = True, batch_size: int = 4, seed: int = 5) -> Loader:
     augment = Augment(AugmentConfig(), (16, 16)) if train else None
-    dataset = ImageDataset(split, to_16, augment, seed, 10_000)
+    dataset = ImageDataset(split, ImageOnly(to_16, augment), seed, 10_000, replace=train)
     return Loader(dataset, EpochBatches(len(split), batch_size, shuffle=train, seed=seed), COLLATE, workers)
 
 
@@ -177,7 +177,8 @@ def test_weights_draw_rare_images_more_often() -> None:
 
 def test_an_image_drawn_twice_looks_different_each_time(folder: Path) -> None:
     split = split_of(folder, 2)
-    dataset = ImageDataset(split, to_16, Augment(AugmentConfig(), (16, 16)), 0, 10_000)
+    augment = Augment(AugmentConfig(), (16, 16))
+    dataset = ImageDataset(split, ImageOnly(to_16, augment), 0, 10_000, replace=True)
     batches = EpochBatches(2, 8, shuffle=True, seed=0, weights=[1.0, 0.0])
     (batch,) = list(Loader(dataset, batches, COLLATE, 0))
     assert batch.indices.tolist() == [0, 0]
@@ -220,7 +221,7 @@ def test_a_batch_without_a_good_image(broken: Split) -> None:
 
 
 def test_too_many_pixels_make_a_bad_file(folder: Path) -> None:
-    dataset = ImageDataset(split_of(folder), to_16, None, 0, 20 * 24 - 1)
+    dataset = ImageDataset(split_of(folder), ImageOnly(to_16, None), 0, 20 * 24 - 1, replace=False)
     (batch, *_) = list(Loader(dataset, EpochBatches(23, 23, shuffle=False, seed=0), COLLATE, 0))
     assert len(batch.bad) == 23
 

@@ -18,9 +18,10 @@ from sklearn import metrics as reference
 from cvpipe.config import Config
 from cvpipe.config_file import parse_config
 from cvpipe.data.splits import Split
+from cvpipe.predictions import ClassificationPrediction
 from cvpipe.tasks.classification import plots
 from cvpipe.tasks.classification.metrics import assess, intervals, rank_scores, single_label_statistics
-from cvpipe.types import Assessment, ClassificationPrediction, Failure
+from cvpipe.types import Assessment, Failure
 
 FAILED = "Images without a prediction (in no metric)"
 
@@ -94,7 +95,8 @@ def test_single_label_agrees_with_scikit_learn(seed: int, images: int, classes: 
         warnings.simplefilter("ignore")  # sums of float32 scores are not exactly 1
         assert found["log_loss"] == pytest.approx(reference.log_loss(targets, scores, labels=labels), rel=1e-4)
     assert ("top5_accuracy" in found) == (classes > 5)
-    if classes > 5 and levels == 1000:
+    # scikit-learn breaks ties its own way
+    if classes > 5 and all(len(set(row)) == classes for row in scores.tolist()):
         expected = reference.top_k_accuracy_score(targets, scores, k=5, labels=labels)
         assert found["top5_accuracy"] == pytest.approx(expected)
 
@@ -232,7 +234,7 @@ def test_images_of_a_group_are_drawn_together() -> None:
 
 @pytest.mark.parametrize("resamples", [1, 7, 1000])
 def test_resamples_in_pieces(resamples: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cvpipe.tasks.classification.metrics._CHUNK", 100)
+    monkeypatch.setattr("cvpipe.metrics.bootstrap._CHUNK", 100)
     scores, targets = single(0, 33, 3)
     no_nan(assess(predictions(scores), split(targets), config(bootstrap=resamples)))
 

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from cvpipe.config import Config
+from cvpipe.config import Config, DataSource
+from cvpipe.predictions import ClassificationPrediction
 from cvpipe.task import Processor, Task
 from cvpipe.tasks.classification.config import ClassificationConfig
-from cvpipe.types import Assessment, ClassificationPrediction, Failure, Labels, Prediction
+from cvpipe.types import Assessment, Failure, Labels, Prediction
 
 if TYPE_CHECKING:
+    import PIL.Image
     import torch
 
     from cvpipe.data.module import ImageDataModule
@@ -23,6 +25,12 @@ def _load_data(config: Config) -> Splits:
     from cvpipe.data.sources import load_classification
 
     return load_classification(config)
+
+
+def _load_split(source: str | DataSource, config: Config, labels: Labels, name: str) -> Split:
+    from cvpipe.data.sources import load_one
+
+    return load_one(source, config, labels, name)
 
 
 def _data_module(config: Config, splits: Splits) -> ImageDataModule:
@@ -55,6 +63,15 @@ def _assess(predictions: Sequence[Prediction | Failure], split: Split, config: C
     return assess(predictions, split, config)
 
 
+def _draw(image: PIL.Image.Image, what: Any, labels: Labels) -> PIL.Image.Image:
+    from cvpipe.draw import banner
+
+    if isinstance(what, ClassificationPrediction):
+        return banner(image, str(what))
+    members = what if isinstance(what, tuple) else (what,)
+    return banner(image, ", ".join(labels.classes[c] for c in members))
+
+
 def _example(folder: Path) -> dict[str, Any]:
     from cvpipe.tasks.classification.utils import write_example
 
@@ -67,11 +84,13 @@ TASK = Task(
     config=ClassificationConfig,
     prediction=ClassificationPrediction,
     load_data=_load_data,
+    load_split=_load_split,
     data_module=_data_module,
     module=_module,
     network=_network,
     processor=_processor,
     assess=_assess,
+    draw=_draw,
     params={"top_k": int, "threshold": float},
     example=_example,
 )

@@ -10,7 +10,8 @@ import torch
 
 from cvpipe.config import Config
 from cvpipe.data.transforms import fit
-from cvpipe.types import ClassificationPrediction, Labels
+from cvpipe.predictions import ClassificationPrediction
+from cvpipe.types import Labels, View
 
 
 class ClassificationProcessor:
@@ -25,6 +26,11 @@ class ClassificationProcessor:
             return image
         return fit(image, self.data.image_size, self.data.resize, self.data.crop_pct)
 
+    def views(self, size: tuple[int, int]) -> list[View]:
+        """The image and its mirror image with `inference.tta`, else nothing."""
+        whole = (0, 0, *size)
+        return [View(whole), View(whole, hflip=True)] if self.inference.tta else []
+
     def postprocess(
         self,
         outputs: torch.Tensor,
@@ -38,8 +44,27 @@ class ClassificationProcessor:
             top_k: most labels in an answer; the config's `inference.top_k` if left out.
             threshold: score from which a class counts (multi-label); `inference.threshold` if left out.
         """
+        return self._predictions(self._scores(outputs), top_k, threshold)
+
+    def merge(
+        self,
+        outputs: torch.Tensor,
+        views: Sequence[View],
+        size: tuple[int, int],
+        top_k: int | None = None,
+        threshold: float | None = None,
+    ) -> ClassificationPrediction:
+        """The mean probabilities of all views of one image."""
+        return self._predictions(self._scores(outputs).mean(dim=0, keepdim=True), top_k, threshold)[0]
+
+    def _scores(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.sigmoid() if self.labels.multi_label else logits.softmax(dim=1)
+
+    def _predictions(
+        self, probabilities: torch.Tensor, top_k: int | None, threshold: float | None
+    ) -> list[ClassificationPrediction]:
         multi = self.labels.multi_label
-        scores = (outputs.sigmoid() if multi else outputs.softmax(dim=1)).cpu().numpy()
+        scores = probabilities.cpu().numpy()
         order = (-scores).argsort(axis=1, kind="stable")
         most = self.inference.top_k if top_k is None else top_k
         least = self.inference.threshold if threshold is None else threshold
