@@ -145,6 +145,9 @@ class DataConfig(Section):
         None, description="like train; left out: the data set's own test split, if any"
     )
     format: str = Field("auto", description="auto, or one of the task's formats")
+    classes: tuple[str, ...] | None = Field(
+        None, description="class names, in order; others in the data are left out and counted. Left out: all of train"
+    )
     root: str | None = Field(None, description="folder that a manifest's relative paths start from; left out: its own")
     image_size: Size = Field(
         (224, 224), description="input size of the network: N or [height, width], pixels; 32 for demo:digits"

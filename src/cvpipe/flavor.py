@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 FLAVOR_NAME = "cvpipe"
 COLUMN = "image"
-_EMPTY: dict[str, Any] = {"string": "", "double": 0.0, "int": 0, "list<string>": [], "list<double>": []}
+_EMPTY: dict[str, Any] = {"string": "", "double": 0.0, "int": 0}
+_EMPTY |= {kind: [] for kind in ("list<string>", "list<double>", "list<list<double>>")}
 
 
 def save_model(path: str, bundle: Bundle, mlflow_model: Model | None = None, **kwargs: Any) -> None:
@@ -77,8 +78,7 @@ def requirements(bundle: Bundle) -> list[str]:
     """What serving must install, pinned to the versions that trained the model. cvpipe itself travels as code."""
     names = ["mlflow", "torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy", "pandas", "pyarrow"]
     names += ["pillow", "pydantic", "pyyaml", "safetensors"]
-    if bundle.config.model.name.startswith("hf/"):
-        names.append("transformers")
+    names += ["faster-coco-eval", *find_task(bundle.config.task).libraries(bundle.config)]
     versions = {name: installed_version(name).split("+")[0] for name in names}
     return [f"{name}=={version}" if version else name for name, version in versions.items()]
 
@@ -95,6 +95,7 @@ def signature(bundle: Bundle) -> ModelSignature:
         "int": DataType.long,
         "list<string>": Array(DataType.string),
         "list<double>": Array(DataType.double),
+        "list<list<double>>": Array(Array(DataType.double)),
     }
     task = find_task(bundle.config.task)
     outputs = [ColSpec(types[kind], name) for name, kind in task.prediction.record_schema]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -59,6 +59,10 @@ class Processor(Protocol):
         ...
 
 
+def _no_libraries(config: Config) -> Sequence[str]:
+    return ()
+
+
 @dataclass(frozen=True)
 class Task:
     """A kind of computer vision problem.
@@ -76,10 +80,13 @@ class Task:
         network: the network with random weights, to be filled from a bundle. Takes config, labels and the
             architecture record that the trained network carried. Input (N, 3, h, w) uint8.
         processor: builds the pre- and postprocessing.
-        assess: metrics, plots and worst cases from predictions and targets.
+        assess: metrics, plots and worst cases from predictions and targets. Takes predictions, the split, the config,
+            the model's labels.
         draw: (Pillow image, prediction or target, labels) -> a Pillow image with it drawn in.
         params: keyword arguments of `postprocess` that a caller may set for one call, with their types.
         example: writes a tiny data set below a folder and returns a config that trains on it in seconds.
+        evaluation_params: `params` that evaluation sets, such as a threshold low enough for a precision-recall curve.
+        libraries: distributions beyond cvpipe's core that a model of this config needs where it is served.
     """
 
     name: str
@@ -92,10 +99,12 @@ class Task:
     module: Callable[[Config, Labels], TaskModule]
     network: Callable[[Config, Labels, Mapping[str, Any]], torch.nn.Module]
     processor: Callable[[Config, Labels], Processor]
-    assess: Callable[[Sequence[Prediction | Failure], Split, Config], Assessment]
+    assess: Callable[[Sequence[Prediction | Failure], Split, Config, Labels], Assessment]
     draw: Callable[[PIL.Image.Image, Any, Labels], PIL.Image.Image]
     params: Mapping[str, type]
     example: Callable[[Path], dict[str, Any]]
+    evaluation_params: Mapping[str, Any] = field(default_factory=dict)
+    libraries: Callable[[Config], Sequence[str]] = field(default=_no_libraries)
 
 
 @cache

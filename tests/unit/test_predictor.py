@@ -47,7 +47,7 @@ def test_order_and_scores_do_not_depend_on_batches(
         assert np.abs(scores(a) - scores(b)).max() < 1e-5
         assert np.abs(scores(a) - scores(c)).max() < 1e-5
         assert abs(float(scores(a).sum()) - 1) < 1e-5
-    assert len({answer.label for answer in answers}) > 1  # type: ignore[union-attr]
+    assert np.stack([scores(answer) for answer in answers]).std(axis=0).max() > 1e-4, "images differ in their scores"
 
 
 def test_the_same_as_network_and_processor_by_hand(predictor: Predictor, paths: list[Path]) -> None:
@@ -271,3 +271,19 @@ def test_preprocess_leaves_the_right_size_alone() -> None:
     image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
     assert processor().preprocess(image) is image
     assert processor().preprocess(torch.zeros(3, 50, 99, dtype=torch.uint8)).shape == (3, 32, 32)
+
+
+def test_test_time_augmentation_is_the_mean_over_both_mirror_images(tiny_bundle: Bundle, paths: list[Path]) -> None:
+    from dataclasses import replace
+
+    plain = Predictor(tiny_bundle, device="cpu", batch_size=4)
+    mirrored = [np.asarray(Image.open(path).convert("RGB"))[:, ::-1].copy() for path in paths]
+    config = tiny_bundle.config.replace(**{"inference.tta": True})
+    both = Predictor(replace(tiny_bundle, config=config), device="cpu", batch_size=3)
+    expected = [
+        (scores(one) + scores(other)) / 2
+        for one, other in zip(plain.predict(paths), plain.predict(mirrored), strict=True)
+    ]
+    for answer, wanted in zip(both.predict([*paths, b"broken"]), expected, strict=False):
+        assert np.abs(scores(answer) - wanted).max() < 1e-5
+    assert isinstance(both.predict(b"broken")[0], Failure)

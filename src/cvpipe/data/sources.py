@@ -11,13 +11,11 @@ from typing import Any
 from cvpipe.config import Config, DataConfig, DataSource
 from cvpipe.data.decode import IMAGE_SUFFIXES
 from cvpipe.data.demo import PREFIX, demo_folder
-from cvpipe.data.splits import BadFile, Split, Splits, hold_out
-from cvpipe.errors import DataError, did_you_mean
+from cvpipe.data.splits import SPLIT_FOLDERS, BadFile, Split, Splits, check_num_classes, hold_out_val, rarest
+from cvpipe.errors import DataError, did_you_mean, few
 from cvpipe.types import Labels
 
 MANIFEST_SUFFIXES = (".csv", ".parquet", ".jsonl")
-SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
-DEFAULT_VAL = 0.2
 _NOT_IMAGE = "not an image file (by its name)"
 _IGNORED = frozenset({"thumbs.db", "desktop.ini"})
 _COLUMNS = {
@@ -54,27 +52,45 @@ def load_classification(config: Config) -> Splits:
         BadFile(name, row[0], _NOT_IMAGE) for name, rows in by_split.items() for row in rows if not _named_as_image(row)
     ]
     by_split = {name: [row for row in rows if _named_as_image(row)] for name, rows in by_split.items()}
+    if data.classes is not None:
+        by_split, note = _only(data.classes, by_split, config, multi_label)
+        notes += note
     if not by_split["train"]:
         raise DataError(f"{config.where('data.train')}: no training images in {data.train}.")
     classes = _classes(by_split, config, multi_label)
     splits = {name: _split(name, rows, classes, multi_label) for name, rows in by_split.items() if rows}
     if "val" not in splits:
-        share = data.val if isinstance(data.val, float) else DEFAULT_VAL
-        if not 0 < share < 1:
-            raise DataError(f"{config.where('data.val')}: found {share}, expected a share between 0 and 1 or a path.")
-        keys = _keys(by_split["train"])
-        strata = _strata(by_split["train"])
-        splits["train"], splits["val"] = hold_out(splits["train"], share, strata, keys)
-        by_group = ", whole groups" if splits["train"].groups else ""
-        notes.append(f"val: {share:.0%} of train held out (stratified{by_group})")
-        if not len(splits["val"]):
-            raise DataError(
-                f"{config.where('data.train')}: {len(splits['train'])} images are too few to hold out a validation "
-                "split. Name one: data.val=PATH."
-            )
+        strata = rarest([row[1] for row in by_split["train"]], "")
+        splits["train"], splits["val"], held = hold_out_val(config, splits["train"], strata)
+        notes.append(held)
     labels = Labels(classes=classes, multi_label=multi_label)
-    _check_num_classes(config, labels)
+    check_num_classes(config, classes)
     return Splits(splits["train"], splits["val"], splits.get("test"), labels, kind, tuple(notes), tuple(bad))
+
+
+def _only(
+    classes: Sequence[str], by_split: dict[str, list[Row]], config: Config, multi_label: bool
+) -> tuple[dict[str, list[Row]], list[str]]:
+    """The rows with the labels that `data.classes` names, and a note on what was left out. Raises DataError."""
+    found = Counter(label for row in by_split["train"] for label in row[1])
+    missing = [name for name in classes if name not in found]
+    if missing:
+        raise DataError(
+            f"{config.where('data.classes')}: train has no image of {few(missing)}.{did_you_mean(missing[0], found)} "
+            f"It has: {few(sorted(found, key=_natural))}."
+        )
+    wanted = set(classes)
+    kept = {
+        name: [
+            (path, tuple(label for label in labels if label in wanted), split, group)
+            for path, labels, split, group in rows
+            if multi_label or set(labels) <= wanted
+        ]
+        for name, rows in by_split.items()
+    }
+    before, after = (sum(len(row[1]) for rows in part.values() for row in rows) for part in (by_split, kept))
+    notes = [f"data.classes: {before - after} labels of other classes left out"] if before > after else []
+    return kept, notes
 
 
 def load_one(source: str | DataSource, config: Config, labels: Labels, name: str = "test") -> Split:
@@ -90,7 +106,7 @@ def load_one(source: str | DataSource, config: Config, labels: Labels, name: str
     unknown = sorted(present - set(labels.classes))
     if unknown:
         raise DataError(
-            f"{source}: classes that the model does not know: {_few(unknown)}. It knows: {_few(labels.classes)}."
+            f"{source}: classes that the model does not know: {few(unknown)}. It knows: {few(labels.classes)}."
         )
     return _split(name, [row for row in chosen if _named_as_image(row)], labels.classes, multi_label)
 
@@ -114,7 +130,7 @@ def _pick(rows: Sequence[Row], name: str, where: str, source: str) -> list[Row]:
         return list(rows)
     wanted = next((split for split in (name, *(["val"] if name == "test" else [])) if split in present), None)
     if wanted is None:
-        raise DataError(f"{where}: {source} has no {name} split. It has: {_few(sorted(present - {''}))}.")
+        raise DataError(f"{where}: {source} has no {name} split. It has: {few(sorted(present - {''}))}.")
     return [row for row in rows if row[2] == wanted]
 
 
@@ -190,7 +206,7 @@ def _read_classes(folder: Path, where: str, split: str) -> list[Row]:
         rows += [(f, (class_folder.name,), split, "") for f in files]
     if empty:
         raise DataError(
-            f"{where}: class folders without an image in {folder}: {_few(empty)}. Add images or remove the folders."
+            f"{where}: class folders without an image in {folder}: {few(empty)}. Add images or remove the folders."
         )
     return rows
 
@@ -210,7 +226,7 @@ def _read_manifest(path: Path, base: str | None, where: str) -> tuple[list[Row],
     for role in ("path", "label"):
         if columns[role] is None:
             raise DataError(
-                f"{where}: {path} has the columns {_few([str(c) for c in frame.columns])}, expected one of "
+                f"{where}: {path} has the columns {few([str(c) for c in frame.columns])}, expected one of "
                 f"{', '.join(_COLUMNS[role])} for the {role}."
             )
     label_column = columns["label"]
@@ -242,7 +258,7 @@ def _read_manifest(path: Path, base: str | None, where: str) -> tuple[list[Row],
         raise DataError(f"{where}: {path} has no rows.")
     doubled = [p for p, n in Counter(row[0] for row in rows).items() if n > 1]
     if doubled:
-        raise DataError(f"{where}: {path}: {len(doubled)} images stand in several rows: {_few(doubled)}.")
+        raise DataError(f"{where}: {path}: {len(doubled)} images stand in several rows: {few(doubled)}.")
     return rows, multi_label
 
 
@@ -290,20 +306,21 @@ def _by_split(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def _classes(by_split: dict[str, list[Row]], config: Config, multi_label: bool) -> tuple[str, ...]:
-    classes = sorted({label for row in by_split["train"] for label in row[1]}, key=_natural)
+    named = config.data.classes
+    classes = list(named) if named else sorted({label for row in by_split["train"] for label in row[1]}, key=_natural)
     for name in ("val", "test"):
         present = {label for row in by_split.get(name, []) for label in row[1]}
         unknown = sorted(present - set(classes))
         if unknown:
             hints = "".join(did_you_mean(label, classes) for label in unknown[:1])
             raise DataError(
-                f"{config.where(f'data.{name}')}: the {name} split has classes that train lacks: {_few(unknown)}."
-                f"{hints} Train has: {_few(classes)}."
+                f"{config.where(f'data.{name}')}: the {name} split has classes that train lacks: {few(unknown)}."
+                f"{hints} Train has: {few(classes)}."
             )
     if len(classes) < (1 if multi_label else 2):
         raise DataError(
             f"{config.where('data.train')}: found {len(classes)} class{'' if len(classes) == 1 else 'es'} "
-            f"({_few(classes) or 'no label'}), expected at least {1 if multi_label else 2}."
+            f"({few(classes) or 'no label'}), expected at least {1 if multi_label else 2}."
         )
     return tuple(classes)
 
@@ -321,33 +338,6 @@ def _split(name: str, rows: Sequence[Row], classes: Sequence[str], multi_label: 
     return Split(name, tuple(row[0] for row in rows), targets, groups)
 
 
-def _keys(rows: Sequence[Row]) -> list[str]:
-    """Names that do not depend on where the data set lies: the paths below their common folder."""
-    paths = [os.path.abspath(row[0]) for row in rows]
-    common = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return [os.path.relpath(path, common) for path in paths]
-
-
-def _strata(rows: Sequence[Row]) -> list[str]:
-    """What to stratify by: the class; for several labels the rarest of them, because most sets of labels are unique."""
-    counts = Counter(label for row in rows for label in row[1])
-    return [min(row[1], key=lambda label: (counts[label], label), default="") for row in rows]
-
-
 def _named_as_image(row: Row) -> bool:
     """False for names such as notes.txt. A name without an ending (as data lakes give) may be an image."""
     return Path(row[0]).suffix.lower() in IMAGE_SUFFIXES | {""}
-
-
-def _check_num_classes(config: Config, labels: Labels) -> None:
-    wanted = config.model.num_classes
-    if wanted is not None and wanted != len(labels.classes):
-        raise DataError(
-            f"{config.where('model.num_classes')}: found {wanted}, and the data has {len(labels.classes)} classes: "
-            f"{_few(labels.classes)}. Leave num_classes out, or correct it."
-        )
-
-
-def _few(names: Sequence[str], most: int = 8) -> str:
-    shown = ", ".join(repr(name) for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

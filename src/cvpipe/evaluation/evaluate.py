@@ -151,7 +151,7 @@ def evaluate_split(predictor: Predictor, split: Split, folder: str | Path, sourc
     answers, rate = _predict_all(predictor, split)
     good = [path for path, answer in zip(split.paths, answers, strict=True) if not isinstance(answer, Failure)]
     latency = _latency(predictor, good)
-    assessment = predictor.task.assess(answers, split, predictor.bundle.config)
+    assessment = predictor.task.assess(answers, split, predictor.bundle.config, predictor.bundle.labels)
     order = dict.fromkeys([*assessment.headline, *assessment.metrics])
     evaluation = Evaluation(
         metrics={f"{split.name}/{name}": assessment.metrics[name] for name in order},
@@ -246,11 +246,12 @@ def _slug(text: str) -> str:
 def _predict_all(predictor: Predictor, split: Split) -> tuple[list[Prediction | Failure], float]:
     """(answers in the order of the split, images a second)"""
     # the first batch pays for memory and kernels once; in a rate it would say more about the split's size
-    predictor.predict(split.paths[: predictor.batch_size])
+    params = predictor.task.evaluation_params
+    predictor.predict(split.paths[: predictor.batch_size], **params)
     answers: list[Prediction | Failure] = []
     start = time.perf_counter()
     with console.Progress("evaluating", len(split)) as progress:
-        for answer in predictor.stream(split.paths):
+        for answer in predictor.stream(split.paths, **params):
             answers.append(answer)
             progress.advance()
     return answers, len(answers) / max(1e-9, time.perf_counter() - start)

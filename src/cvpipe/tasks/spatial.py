@@ -44,7 +44,6 @@ class SpatialDataConfig(DataConfig):
     resize: Literal["letterbox", "stretch", "short_side"] = Field(  # type: ignore[assignment]
         "letterbox", description="letterbox (pad with grey), stretch, or short_side (cut the long side)"
     )
-    classes: tuple[str, ...] | None = Field(None, description="class names in order; left out: those of the data")
     ignore_index: int | None = Field(None, description="value in masks that counts nowhere, such as 255")
     max_bad_annotations: Fraction = Field(
         0.01, description="annotations that can't be used and are left out, as a share; more: an error"

@@ -34,7 +34,7 @@ def finite_rows(outputs: Outputs) -> list[bool]:
     """For each image whether all of its numbers are finite."""
     import torch
 
-    rows = [tensor.flatten(1).isfinite().all(dim=1) for tensor in _named(outputs).values()]
+    rows = [tensor[:, None].flatten(1).isfinite().all(dim=1) for tensor in _named(outputs).values()]
     found: list[bool] = torch.stack(rows).all(dim=0).tolist()
     return found
 

@@ -449,3 +449,32 @@ def test_list_images(tmp_path: Path) -> None:
     (tmp_path / "UP.JPG").write_text("x")
     write_images(tmp_path / ".hidden", 1)
     assert list_images(tmp_path) == sorted([*map(str, paths), str(tmp_path / "UP.JPG")])
+
+
+# the classes that are wanted, and images apart from their table
+
+
+def test_named_classes_are_kept_in_their_order(tmp_path: Path) -> None:
+    for name in ("b", "a", "c"):
+        write_images(tmp_path / name, 10)
+    splits = load({"train": str(tmp_path), "classes": ["c", "a"]})
+    assert splits.labels.classes == ("c", "a")
+    assert len(splits.train) + len(splits.val) == 20
+    assert "data.classes: 10 labels of other classes left out" in splits.notes
+    for path, target in zip(splits.train.paths, splits.train.targets, strict=True):
+        assert Path(path).parent.name == ("c", "a")[target]
+    assert "train has no image of 'cc'. Did you mean 'c'?" in problem({"train": str(tmp_path), "classes": ["cc", "a"]})
+
+
+def test_named_classes_of_several_labels(tmp_path: Path) -> None:
+    write_images(tmp_path / "photos", 10)
+    lines = [f"{i:03d}.png,{'a;b' if i % 2 else 'c'}" for i in range(10)]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["path,labels", *lines]))
+    source = {"images": str(tmp_path / "photos"), "annotations": str(table)}
+    splits = load({"train": source, "val": source, "classes": ["b"]})
+    assert splits.labels == Labels(("b",), multi_label=True)
+    assert (len(splits.train), len(splits.val)) == (10, 10), "images without a label that is wanted stay"
+    assert sorted(splits.train.targets) == [()] * 5 + [(0,)] * 5
+    assert all(Path(path).is_file() for path in splits.train.paths)
+    assert "expected `images` and, as `annotations`, a manifest" in problem({"train": {"images": "x", "masks": "y"}})

@@ -57,7 +57,7 @@ def _processor(config: Config, labels: Labels) -> Processor:
     return ClassificationProcessor(config, labels)
 
 
-def _assess(predictions: Sequence[Prediction | Failure], split: Split, config: Config) -> Assessment:
+def _assess(predictions: Sequence[Prediction | Failure], split: Split, config: Config, labels: Labels) -> Assessment:
     from cvpipe.tasks.classification.metrics import assess
 
     return assess(predictions, split, config)
@@ -70,6 +70,10 @@ def _draw(image: PIL.Image.Image, what: Any, labels: Labels) -> PIL.Image.Image:
         return banner(image, str(what))
     members = what if isinstance(what, tuple) else (what,)
     return banner(image, ", ".join(labels.classes[c] for c in members))
+
+
+def _libraries(config: Config) -> Sequence[str]:
+    return ("transformers",) if config.model.name.startswith("hf/") else ()
 
 
 def _example(folder: Path) -> dict[str, Any]:
@@ -93,4 +97,5 @@ TASK = Task(
     draw=_draw,
     params={"top_k": int, "threshold": float},
     example=_example,
+    libraries=_libraries,
 )
