@@ -75,3 +75,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'x' or 'y'?` for the closest of the known words, or an empty string."""
     close = get_close_matches(word, list(known), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+
+
+def few(names: Iterable[object], most: int = 8) -> str:
+    """`'a', 'b' and 7 more`: names for a message, however many there are."""
+    found = list(names)
+    shown = ", ".join(repr(name) for name in found[:most])
+    return shown if len(found) <= most else f"{shown} and {len(found) - most} more"

@@ -5,31 +5,51 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cvpipe.errors import DataError, did_you_mean
 
-DEMOS = ("digits",)
+DEMOS = ("digits", "scenes")
 PREFIX = "demo:"
 
 
-def demo_folder(source: str) -> Path:
-    """The ImageFolder root of `demo:NAME`; written to the cache folder the first time."""
+def demo_folder(source: str, offered: Sequence[str] = ("digits",)) -> Path:
+    """The folder of `demo:NAME`; written to the cache folder the first time.
+
+    Args:
+        offered: the names that the task can use: digits is an ImageFolder, scenes has objects and class maps.
+
+    Raises:
+        DataError: another name.
+    """
     name = source.removeprefix(PREFIX)
-    if name not in DEMOS:
-        raise DataError(f"data.train: unknown data set {source!r}.{did_you_mean(name, DEMOS)} Known: demo:digits.")
-    folder = cache_folder() / "demo" / f"{name}-1"
+    if name not in offered:
+        known = ", ".join(PREFIX + each for each in offered)
+        problem = "has no labels of the task's kind." if name in DEMOS else f"is unknown.{did_you_mean(name, offered)}"
+        raise DataError(f"data.train: the data set {source!r} {problem} Known: {known}.")
+    if name == "scenes":
+        from cvpipe.data.demo_scenes import scenes_folder
+
+        return scenes_folder()
+    return written_once("digits-1", _write_digits)
+
+
+def written_once(name: str, write: Callable[[Path], None]) -> Path:
+    """The folder `name` in the cache, filled by `write` the first time; there as a whole or not at all."""
+    folder = cache_folder() / "demo" / name
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder.parent))
-        _write_digits(staging)
         try:
+            write(staging)
             staging.rename(folder)
-        except OSError:  # another process was faster
-            shutil.rmtree(staging)
-            if not folder.is_dir():
+        except BaseException as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            # another process was faster
+            if not (isinstance(error, OSError) and folder.is_dir()):
                 raise
     return folder
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,22 +43,32 @@ class Geometry:
 
     def image(self, image: torch.Tensor) -> torch.Tensor:
         """(3, H, W) uint8 -> (3, height, width) uint8; what the image does not cover is grey."""
-        top, left, height, width = self.window
-        moved = resize(image[:, top : top + height, left : left + width], (self.place[2], self.place[3]))
-        if (self.place[2], self.place[3]) != self.canvas:
-            canvas = torch.full((*self.canvas, 3), PAD_GREY, dtype=torch.uint8).permute(2, 0, 1)
-            canvas[:, self._rows, self._columns] = moved
-            moved = canvas
-        return self._flip(moved)
+        if (self.place[2], self.place[3]) == self.canvas:
+            return self.mirror(self._scaled(image))
+        canvas = grey_canvas(self.canvas)
+        self.draw(image, canvas)
+        return self.mirror(canvas)
+
+    def draw(self, image: torch.Tensor, canvas: torch.Tensor) -> None:
+        """Writes (3, H, W) uint8 into its place on (3, height, width) uint8, not mirrored. For several in one."""
+        canvas[:, self._rows, self._columns] = self._scaled(image)
 
     def class_map(self, classes: torch.Tensor, fill: int) -> torch.Tensor:
         """(H, W) -> (height, width) of the same dtype, nearest neighbour; `fill` where the image does not reach."""
-        top, left, height, width = self.window
-        part = classes[top : top + height, left : left + width]
-        moved = F.interpolate(part[None, None].float(), size=self.place[2:], mode="nearest-exact")[0, 0]
         canvas = torch.full(self.canvas, fill, dtype=classes.dtype)
-        canvas[self._rows, self._columns] = moved.to(classes.dtype)
-        return self._flip(canvas)
+        self.draw_classes(classes, canvas)
+        return self.mirror(canvas)
+
+    def draw_classes(self, classes: torch.Tensor, canvas: torch.Tensor) -> None:
+        """Writes (H, W) into its place on (height, width), nearest neighbour, not mirrored."""
+        top, left, height, width = self.window
+        rows, columns = _nearest(height, self.place[2]) + top, _nearest(width, self.place[3]) + left
+        canvas[self._rows, self._columns] = classes.index_select(0, rows).index_select(1, columns)
+
+    def mirror(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(..., height, width) as drawn -> mirrored as this geometry asks for."""
+        dims = [-1] * self.hflip + [-2] * self.vflip
+        return pixels.flip(dims) if dims else pixels
 
     def points(self, points: Floats) -> Floats:
         """(..., 2) x y in the image -> x y on the canvas. Not clipped."""
@@ -84,11 +93,12 @@ class Geometry:
         return _ordered(self.points(boxes.reshape(-1, 2, 2)))
 
     def boxes_back(self, boxes: Floats) -> Floats:
-        """(n, 4) x1 y1 x2 y2 on the canvas -> in the image, clipped to the image."""
+        """(n, 4) x1 y1 x2 y2 on the canvas -> in the image, clipped to the window."""
         found = _ordered(self.back(boxes.reshape(-1, 2, 2)))
-        return np.clip(found, 0, [self.source[1], self.source[0]] * 2).astype(np.float32)
+        top, left, height, width = self.window
+        return np.clip(found, [left, top] * 2, [left + width, top + height] * 2).astype(np.float32)
 
-    def visible(self) -> tuple[float, float, float, float]:
+    def visible(self) -> tuple[int, int, int, int]:
         """x1 y1 x2 y2 of the part of the canvas that the image covers."""
         top, left, height, width = self.place
         left = self.canvas[1] - left - width if self.hflip else left
@@ -96,26 +106,29 @@ class Geometry:
         return left, top, left + width, top + height
 
     def uncanvas(self, maps: torch.Tensor) -> torch.Tensor:
-        """(C, h, w) floats over the canvas, at any resolution -> (C, H, W) over the whole image, bilinear.
+        """(C, h, w) floats over the canvas, at any resolution -> (C, height, width) over the window, bilinear.
 
-        Only for a window that is the whole image.
+        First to the canvas, as the loss sees them, then from there: cutting the place out of coarse cells would shift
+        everything by up to half a cell.
         """
-        if self.hflip or self.vflip:
-            maps = maps.flip([-1] * self.hflip + [-2] * self.vflip)
-        sy, sx = maps.shape[1] / self.canvas[0], maps.shape[2] / self.canvas[1]
-        top, left, height, width = self.place
-        # whole cells only where the place is whole cells; else the nearest ones
-        y1, y2 = math.floor(top * sy + 0.5), math.floor((top + height) * sy + 0.5)
-        x1, x2 = math.floor(left * sx + 0.5), math.floor((left + width) * sx + 0.5)
-        part = maps[:, y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)]
-        return F.interpolate(part[None], size=self.source, mode="bilinear", align_corners=False)[0]
+        if tuple(maps.shape[1:]) != self.canvas:
+            maps = F.interpolate(maps[None], size=self.canvas, mode="bilinear", align_corners=False)[0]
+        part = self.mirror(maps)[:, self._rows, self._columns]
+        if part.shape[1:] == self.window[2:]:
+            return part
+        return F.interpolate(part[None], size=self.window[2:], mode="bilinear", align_corners=False)[0]
 
     def flipped(self, hflip: bool, vflip: bool = False) -> Geometry:
+        """The same, mirrored once more."""
         return replace(self, hflip=self.hflip != hflip, vflip=self.vflip != vflip)
 
-    def _flip(self, pixels: torch.Tensor) -> torch.Tensor:
-        dims = [-1] * self.hflip + [-2] * self.vflip
-        return pixels.flip(dims) if dims else pixels
+    def within(self, source: Size, top: int, left: int) -> Geometry:
+        """The same for the whole image of (height, width) that this geometry's image was cut out of at top, left."""
+        return replace(self, source=source, window=(self.window[0] + top, self.window[1] + left, *self.window[2:]))
+
+    def _scaled(self, image: torch.Tensor) -> torch.Tensor:
+        top, left, height, width = self.window
+        return resize(image[:, top : top + height, left : left + width], (self.place[2], self.place[3]))
 
     @property
     def _rows(self) -> slice:
@@ -148,6 +161,16 @@ def fit_geometry(source: Size, size: Size, policy: str) -> Geometry:
         h, w = max(1, min(height, round(size[0] / scale))), max(1, min(width, round(size[1] / scale)))
         return Geometry(source, ((height - h) // 2, (width - w) // 2, h, w), (0, 0, *size), size)
     raise ValueError(f"unknown resize policy {policy!r}")
+
+
+def grey_canvas(size: Size) -> torch.Tensor:
+    """(3, height, width) uint8, grey; pixels lie together in memory, as the decoder leaves them."""
+    return torch.full((*size, 3), PAD_GREY, dtype=torch.uint8).permute(2, 0, 1)
+
+
+def _nearest(length: int, steps: int) -> torch.Tensor:
+    """(steps,) int64: the pixels of `length` in which the centres of `steps` equal cells lie."""
+    return (torch.arange(steps) * 2 + 1) * length // (2 * steps)
 
 
 def _ordered(corners: Floats) -> Floats:

@@ -77,7 +77,7 @@ def _only(
     if missing:
         raise DataError(
             f"{config.where('data.classes')}: train has no image of {few(missing)}.{did_you_mean(missing[0], found)} "
-            f"It has: {few(sorted(found, key=_natural))}."
+            f"It has: {few(sorted(found, key=lambda label: _natural(str(label))))}."
         )
     wanted = set(classes)
     kept = {

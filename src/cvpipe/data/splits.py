@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Hashable, Sequence
+import os
+from collections import Counter, defaultdict
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+from cvpipe.config import Config
+from cvpipe.errors import DataError, few
 from cvpipe.types import Labels
+
+SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
+"""What the folders of a split may be called, in lower case."""
+DEFAULT_VAL = 0.2
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,10 @@ class Split:
         )
 
 
-@dataclass(frozen=True)
-class BadFile:
+class BadFile(NamedTuple):
     """A file that can't be used, and why."""
+
+    # travels in batches, and Lightning refuses to move those with frozen dataclasses in them
 
     split: str
     path: str
@@ -50,8 +58,33 @@ class BadFile:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """Something wrong with an annotation, and what became of it.
+
+    Attributes:
+        split: train, val or test.
+        file: where the annotation stands.
+        annotation: which one it is, such as `annotation 17`, `image 5` or `line 3`.
+        reason: what is wrong with it.
+        dropped: True where it was left out, False where it was mended and kept.
+    """
+
+    split: str
+    file: str
+    annotation: str
+    reason: str
+    dropped: bool
+
+
+@dataclass(frozen=True)
 class Splits:
-    """A data set: its splits, what its targets mean, how it was read."""
+    """A data set: its splits, what its targets mean, how it was read.
+
+    Attributes:
+        bad: files that can't be used.
+        problems: what is wrong with annotations.
+        annotations: how many were read, those that can't be used included; 0 where targets are no annotations.
+    """
 
     train: Split
     val: Split
@@ -60,6 +93,8 @@ class Splits:
     format: str
     notes: tuple[str, ...] = ()
     bad: tuple[BadFile, ...] = field(default=())
+    problems: tuple[Problem, ...] = ()
+    annotations: int = 0
 
     def all(self) -> list[Split]:
         return [split for split in (self.train, self.val, self.test) if split is not None]
@@ -121,6 +156,57 @@ def hold_out(split: Split, share: float, strata: Sequence[Hashable], keys: Seque
         held.update(position for unit in chosen for position in units[unit])
     left = [i for i in range(len(split)) if i not in held]
     return split.select(left), split.select(sorted(held), name="val")
+
+
+def hold_out_val(config: Config, train: Split, strata: Sequence[Hashable]) -> tuple[Split, Split, str]:
+    """Splits off what `data.val` says, or a fifth.
+
+    Returns:
+        (training split, validation split, a line that says so).
+
+    Raises:
+        DataError: no share, or too few images.
+    """
+    share = val_share(config)
+    left, held = hold_out(train, share, strata, stable_keys(train.paths))
+    if not len(held):
+        raise DataError(
+            f"{config.where('data.train')}: {len(train)} images are too few to hold out a validation split. Name one: "
+            "data.val=PATH."
+        )
+    by_group = ", whole groups" if train.groups else ""
+    return left, held, f"val: {share:.0%} of train held out (stratified{by_group})"
+
+
+def val_share(config: Config) -> float:
+    """The share of train to hold out. Raises DataError where `data.val` is a number and no share."""
+    share = config.data.val if isinstance(config.data.val, float) else DEFAULT_VAL
+    if not 0 < share < 1:
+        raise DataError(f"{config.where('data.val')}: found {share}, expected a share between 0 and 1 or a path.")
+    return share
+
+
+def stable_keys(paths: Sequence[str]) -> list[str]:
+    """Names that do not depend on where the data set lies: the paths below their common folder."""
+    absolute = [os.path.abspath(path) for path in paths]
+    common = os.path.commonpath([os.path.dirname(path) for path in absolute])
+    return [os.path.relpath(path, common) for path in absolute]
+
+
+def rarest(present: Sequence[Collection[Any]], none: Any) -> list[Any]:
+    """For each image the rarest of its classes, `none` where it has none: most sets of classes are unique."""
+    counts = Counter(label for labels in present for label in labels)
+    return [min(labels, key=lambda label: (counts[label], label), default=none) for labels in present]
+
+
+def check_num_classes(config: Config, classes: Sequence[str]) -> None:
+    """Raises DataError where `model.num_classes` is another number."""
+    wanted = config.model.num_classes
+    if wanted is not None and wanted != len(classes):
+        raise DataError(
+            f"{config.where('model.num_classes')}: found {wanted}, and the data has {len(classes)} classes: "
+            f"{few(classes)}. Leave num_classes out, or correct it."
+        )
 
 
 def _hash(key: str) -> bytes:

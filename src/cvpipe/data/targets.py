@@ -5,7 +5,8 @@ Coordinates are in pixels of the upright image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -78,49 +79,79 @@ class Objects:
     def __repr__(self) -> str:
         # stands in the digest of a data set: all of what training sees, and nothing that changes from run to run
         points = None if self.points is None else self.points.tolist()
-        return f"Objects({self.boxes.tolist()}, {self.labels.tolist()}, {self.crowd.tolist()}, {points})"
+        masks = None if self.masks is None else _digest(self.masks)
+        return f"Objects({self.boxes.tolist()}, {self.labels.tolist()}, {self.crowd.tolist()}, {points}, {masks})"
 
     def on_canvas(
         self, geometry: Geometry, flip_pairs: Sequence[tuple[int, int]] = (), least_visible: float = 0.1
     ) -> ObjectTensors:
         """The objects where the geometry puts them, clipped to what it shows of the image.
 
+        The box of an object that has a mask and is cut shrinks to what is left of the mask.
+
         Args:
             flip_pairs: points that swap when the image is mirrored.
-            least_visible: objects of whose box a smaller part is left inside are dropped.
+            least_visible: objects of whose box a smaller part is left inside are dropped, unless that much of the view
+                is full of them; so are those of which no pixel is left.
         """
         whole = geometry.boxes(self.boxes)
         x1, y1, x2, y2 = geometry.visible()
-        boxes = np.clip(whole, [x1, y1, x1, y1], [x2, y2, x2, y2])
-        sides, area = boxes[:, 2:] - boxes[:, :2], np.prod(np.maximum(whole[:, 2:] - whole[:, :2], 1e-6), axis=1)
-        keep = np.flatnonzero((sides >= 1).all(axis=1) & (np.prod(sides, axis=1) >= least_visible * area))
-        masks = None
-        if self.masks is not None:
-            drawn = [mask_on_canvas(self.masks[i], geometry) for i in keep]
-            masks = torch.stack(drawn) if drawn else torch.zeros((0, *geometry.canvas), dtype=torch.uint8)
-        return ObjectTensors(
+        boxes = np.clip(whole, np.array([x1, y1] * 2, np.float32), np.array([x2, y2] * 2, np.float32))
+        sides, areas = boxes[:, 2:] - boxes[:, :2], (whole[:, 2:] - whole[:, :2]).prod(axis=1)
+        enough = least_visible * np.minimum(areas, (x2 - x1) * (y2 - y1))
+        keep = np.flatnonzero((sides >= 1).all(axis=1) & (sides.prod(axis=1) >= enough))
+        found = ObjectTensors(
             boxes=torch.from_numpy(boxes[keep]),
             labels=torch.from_numpy(self.labels[keep]),
             crowd=torch.from_numpy(self.crowd[keep]),
-            masks=masks,
             points=None if self.points is None else torch.from_numpy(self._points(keep, geometry, flip_pairs)),
         )
+        if self.masks is None:
+            return found
+        masks = torch.zeros((len(keep), *geometry.canvas), dtype=torch.uint8)
+        for row, position in enumerate(keep):
+            _draw_mask(self.masks[position], geometry, masks[row])
+        cut = torch.from_numpy((boxes != whole).any(axis=1)[keep])
+        found.boxes[cut] = boxes_of(masks[cut])
+        left = masks.flatten(1).any(dim=1).bool()  # torch keeps uint8 here
+        found = found._replace(masks=masks)
+        return found if bool(left.all()) else found.select(left)
 
     def _points(self, keep: Any, geometry: Geometry, flip_pairs: Sequence[tuple[int, int]]) -> Floats:
         assert self.points is not None
         points: Floats = self.points[keep].copy()
         points[..., :2] = geometry.points(points[..., :2])
-        if geometry.hflip:
-            order = np.arange(points.shape[1])
-            for left, right in flip_pairs:
-                order[left], order[right] = right, left
-            points = points[:, order]
+        # mirrored both ways is turned around: left stays left
+        if geometry.hflip != geometry.vflip:
+            points = points[:, swapped(points.shape[1], flip_pairs)]
         x1, y1, x2, y2 = geometry.visible()
         x, y = points[..., 0], points[..., 1]
         outside = (x < x1) | (x > x2) | (y < y1) | (y > y2)
-        points[outside] = 0
-        points[points[..., 2] == 0] = 0
+        points[outside | (points[..., 2] == 0)] = 0
         return points
+
+
+def swapped(count: int, flip_pairs: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
+    """(count,) the order of an object's points in a mirrored image."""
+    order = np.arange(count)
+    for left, right in flip_pairs:
+        order[left], order[right] = right, left
+    return order
+
+
+def boxes_of(masks: torch.Tensor) -> torch.Tensor:
+    """(n, h, w) uint8 of 0 and 1 -> (n, 4) float32 x1 y1 x2 y2 of what is set; zeros where nothing is."""
+    height, width = masks.shape[1:]
+    if not len(masks):
+        return torch.zeros((0, 4))
+    rows, columns = masks.amax(dim=2), masks.amax(dim=1)
+    ends = [
+        columns.argmax(dim=1),
+        rows.argmax(dim=1),
+        width - columns.flip(1).argmax(dim=1),
+        height - rows.flip(1).argmax(dim=1),
+    ]
+    return torch.stack(ends, dim=1) * rows.amax(dim=1)[:, None].float()
 
 
 NO_OBJECTS = Objects(
@@ -131,24 +162,62 @@ NO_OBJECTS = Objects(
 )
 
 
-def mask_on_canvas(mask: Any, geometry: Geometry) -> torch.Tensor:
-    """One object's mask -> (h, w) uint8 of 0 and 1."""
-    if isinstance(mask, Mapping):
-        return geometry.class_map(torch.from_numpy(decode_rle(mask)), 0)
-    from PIL import Image, ImageDraw
+def _digest(masks: Iterable[Any]) -> str:
+    """A short text that changes with the masks."""
+    found = hashlib.sha256()
+    for mask in masks:
+        if isinstance(mask, Mapping):
+            found.update(f"{list(mask['size'])} {mask['counts']}".encode())
+        else:
+            for polygon in mask:
+                found.update(str(len(polygon)).encode())
+                found.update(np.ascontiguousarray(polygon, dtype=np.float32).tobytes())
+    return found.hexdigest()[:16]
 
-    height, width = geometry.canvas
-    picture = Image.new("L", (width, height))
-    draw = ImageDraw.Draw(picture)
-    for polygon in mask:
-        moved = geometry.points(polygon)
-        # Pillow counts from pixel centres
-        draw.polygon([(float(x) - 0.5, float(y) - 0.5) for x, y in moved], fill=1)
-    drawn = torch.from_numpy(np.array(picture, dtype=np.uint8))
-    x1, y1, x2, y2 = (round(v) for v in geometry.visible())
-    inside = torch.zeros_like(drawn)
-    inside[y1:y2, x1:x2] = drawn[y1:y2, x1:x2]
-    return inside
+
+@dataclass(frozen=True, eq=False)
+class Tiled:
+    """A window of an image, with what is known about the whole image.
+
+    Attributes:
+        target: Objects or a ClassMap, in pixels of the whole image.
+        window: (top, left, height, width) of the part that is shown, pixels.
+    """
+
+    target: Any
+    window: tuple[int, int, int, int]
+
+    def __repr__(self) -> str:
+        return f"{self.target} in {self.window}"
+
+
+def mask_on_canvas(mask: Any, geometry: Geometry) -> torch.Tensor:
+    """One object's mask -> (h, w) uint8 of 0 and 1. Polygons are filled by COCO's rule."""
+    canvas = torch.zeros(geometry.canvas, dtype=torch.uint8)
+    _draw_mask(mask, geometry, canvas)
+    return canvas
+
+
+def _draw_mask(mask: Any, geometry: Geometry, canvas: torch.Tensor) -> None:
+    """Writes one object's mask onto (h, w) zeros."""
+    if isinstance(mask, Mapping):
+        canvas.copy_(geometry.class_map(torch.from_numpy(decode_rle(mask)), 0))
+        return
+    from faster_coco_eval.core import mask as coco
+
+    # two points would be taken for a box; a line covers nothing
+    moved = [geometry.points(polygon).astype(np.float64) for polygon in mask if len(polygon) > 2]
+    if not moved:
+        return
+    # drawing takes as long as the area is large: no more than what the polygons span
+    corners = np.concatenate(moved)
+    low, high = np.floor(corners.min(axis=0)) - 1, np.ceil(corners.max(axis=0)) + 1
+    seen = geometry.visible()
+    x1, y1 = (int(value) for value in np.maximum(low, seen[:2]))
+    x2, y2 = (int(value) for value in np.minimum(high, seen[2:]))
+    if x1 < x2 and y1 < y2:
+        flat = [(points - [x1, y1]).reshape(-1).tolist() for points in moved]
+        canvas[y1:y2, x1:x2] = torch.from_numpy(coco.decode(coco.merge(coco.frPyObjects(flat, y2 - y1, x2 - x1))))
 
 
 def decode_rle(mask: Mapping[str, Any]) -> npt.NDArray[np.uint8]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cvpipe.data.splits import BadFile, Split, Splits
+from cvpipe.data.splits import BadFile, Problem, Split, Splits
 from cvpipe.errors import DataError
 
 _TAIL = 64
@@ -78,9 +78,37 @@ def drop_bad_files(splits: Splits, limit: float, report: Path) -> Splits:
 
 
 def write_bad_files(bad: Sequence[BadFile], report: Path) -> None:
+    _write_table(report, ["split", "path", "reason"], ([item.split, item.path, item.reason] for item in bad))
+
+
+def check_annotations(problems: Sequence[Problem], total: int, limit: float, report: Path | None = None) -> None:
+    """Lists what is wrong with annotations, and stops where those left out are more than a share of all.
+
+    Args:
+        total: annotations that were read, those that can't be used included.
+        limit: `data.max_bad_annotations`.
+        report: where the list is written, if there is anything to list.
+
+    Raises:
+        DataError: too many can't be used.
+    """
+    if problems and report is not None:
+        rows = ([p.split, p.file, p.annotation, p.reason, "left out" if p.dropped else "kept"] for p in problems)
+        _write_table(report, ["split", "file", "annotation", "reason", "outcome"], rows)
+    dropped = [problem for problem in problems if problem.dropped]
+    if len(dropped) > limit * total:
+        first = "; ".join(f"{p.file}: {p.annotation}: {p.reason}" for p in dropped[:3])
+        listed = f" All are listed in {report}." if report is not None else ""
+        raise DataError(
+            f"{len(dropped)} of {total} annotations can't be used, more than data.max_bad_annotations = {limit:g} "
+            f"allows. The first: {first}.{listed} Repair or remove them, or raise the limit."
+        )
+
+
+def _write_table(report: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from cvpipe.utils.filesystem import atomic_open
 
     with atomic_open(report, newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["split", "path", "reason"])
-        writer.writerows([item.split, item.path, item.reason] for item in bad)
+        writer.writerow(columns)
+        writer.writerows(rows)

@@ -67,11 +67,14 @@ class TrainingLog(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, module: TaskModule) -> None:  # type: ignore[override]
         self._line(trainer, redraw=False, closing=True)
-        values = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+        logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        values = {key: value for key, value in logged.items() if key.startswith("val/")}
         self.history.append({"epoch": trainer.current_epoch + 1, **values})
         if not values:
             return
-        self.log_metrics(values, trainer.global_step)
+        # the parts of a loss, where a task logs them, go to the tracker alone
+        parts = {key: value for key, value in logged.items() if key.startswith("train/")}
+        self.log_metrics(values | parts, trainer.global_step)
         shown = "  ".join(f"{key} {value:.4f}" for key, value in sorted(values.items()))
         score = values.get(module.monitor, -float("inf"))
         mark = "  * best" if score >= self._best else ""
@@ -135,3 +138,5 @@ def quiet_lightning() -> None:
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", category=UserWarning, module="torch.optim.lr_scheduler")
+        # a class without an image in val: average precision leaves it out
+        warnings.filterwarnings("ignore", message="No positive samples found in target")

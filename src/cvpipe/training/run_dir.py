@@ -6,6 +6,7 @@ checkpoints/     see training.checkpoint
 bundle/          the model
 evaluation/      report.html, metrics.json, predictions.csv
 bad_files.csv    images that could not be used, with reasons (if any)
+bad_annotations.csv    what is wrong with annotations, and whether they were left out (if any)
 """
 
 from __future__ import annotations
@@ -74,6 +75,10 @@ class RunDir:
     def bad_files(self) -> Path:
         return self.path / "bad_files.csv"
 
+    @property
+    def bad_annotations(self) -> Path:
+        return self.path / "bad_annotations.csv"
+
     def state(self) -> RunState | None:
         path = self.path / "run.json"
         return RunState(**json.loads(path.read_text("utf-8"))) if path.is_file() else None
@@ -105,8 +110,9 @@ def open_run(config: Config, resume: bool) -> tuple[RunDir, RunState | None]:
         run = newest if resume and newest else RunDir(_next(config.stem))
     state = run.state()
     if state is None:
-        # a run that was refused for its data leaves the list of bad files
-        if run.path.is_dir() and any(path != run.bad_files for path in run.path.iterdir()):
+        # a run that was refused for its data leaves the lists of what is bad
+        lists = (run.bad_files, run.bad_annotations)
+        if run.path.is_dir() and any(path not in lists for path in run.path.iterdir()):
             raise InputError(
                 f"{config.where('training.output_dir')}: {run.path} holds other files. Choose an empty folder."
             )

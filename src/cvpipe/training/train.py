@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cvpipe.config import Config, DataSource
 from cvpipe.config_file import as_config
-from cvpipe.data.splits import Splits
+from cvpipe.data.splits import Split, Splits
 from cvpipe.task import Task, find_task
 from cvpipe.training.run_dir import RunDir, RunState, open_run
 from cvpipe.types import Interval
@@ -114,12 +114,14 @@ def train(
 
 
 def _train(config: Config, task: Task, run: RunDir, state: RunState | None) -> TrainResult:
+    from cvpipe.models.catalog import check_license
     from cvpipe.tracking import check_reachable, resolve_uris
     from cvpipe.utils.device import choose_device
 
     for uri in set(resolve_uris(config.tracking)):
         check_reachable(uri)
     choose_device(config.training.device)
+    check_license(config)
     splits = _load_data(config, task, run)
 
     from cvpipe.tracking import Tracker
@@ -179,10 +181,12 @@ def _train(config: Config, task: Task, run: RunDir, state: RunState | None) -> T
 
 
 def _load_data(config: Config, task: Task, run: RunDir) -> Splits:
-    """Finds the images and looks at every file once."""
-    from cvpipe.data.verify import drop_bad_files
+    """Finds the images, checks what is known about them, and looks at every file once."""
+    from cvpipe.data.verify import check_annotations, drop_bad_files
 
     splits = task.load_data(config)
+    limit = getattr(config.data, "max_bad_annotations", 0.0)
+    check_annotations(splits.problems, splits.annotations, limit, run.bad_annotations)
     return drop_bad_files(splits, config.data.max_bad_fraction, run.bad_files)
 
 
@@ -226,6 +230,7 @@ def _announce(
             "data": f"{counts} images; {'; '.join(splits.notes)}",
             "classes": f"{len(classes)}: {shown}" + (" (multi-label)" if splits.labels.multi_label else ""),
             **({"bad files": f"{len(splits.bad)}, left out, listed in {run.bad_files}"} if splits.bad else {}),
+            **({"bad annotations": _bad_annotations(splits, run)} if splits.problems else {}),
             "model": f"{config.model.name}, {parameters / 1e6:.1f} M parameters, {width}x{height} pixels; "
             + "; ".join(module.notes),
             "device": f"{device} ({why_device}), precision {precision} ({reason})",
@@ -238,6 +243,17 @@ def _announce(
     )
 
 
+def _bad_annotations(splits: Splits, run: RunDir) -> str:
+    """`3 of 120 left out, 2 more noted, listed in …`"""
+    dropped = sum(problem.dropped for problem in splits.problems)
+    noted = len(splits.problems) - dropped
+    parts = [
+        *([f"{dropped} of {splits.annotations} left out"] if dropped else []),
+        *([f"{noted} kept"] if noted else []),
+    ]
+    return f"{', '.join(parts)}, listed in {run.bad_annotations}"
+
+
 def _log_inputs(config: Config, splits: Splits, tracker: Tracker) -> None:
     """Config, environment and data set."""
     from cvpipe.bundle import library_versions
@@ -248,7 +264,7 @@ def _log_inputs(config: Config, splits: Splits, tracker: Tracker) -> None:
         digest = hashlib.sha256()
         for path, target in zip(split.paths, split.targets, strict=True):
             digest.update(f"{os.path.basename(path)}\t{target}\n".encode())
-        profile = json.dumps({"images": len(split), "classes": len(splits.labels.classes)})
+        profile = json.dumps(_profile(split, splits))
         schema = json.dumps({"classes": list(splits.labels.classes)[:200], "multi_label": splits.labels.multi_label})
         source = getattr(config.data, split.name, None)
         tracker.log_dataset(
@@ -259,6 +275,13 @@ def _log_inputs(config: Config, splits: Splits, tracker: Tracker) -> None:
             profile=profile,
             schema=schema,
         )
+
+
+def _profile(split: Split, splits: Splits) -> dict[str, int]:
+    """What a data set's entry in MLflow says about a split."""
+    values = {"images": len(split), "classes": len(splits.labels.classes)}
+    problems = sum(problem.split == split.name for problem in splits.problems)
+    return values | ({"bad_annotations": problems} if problems else {})
 
 
 def _evaluate(config: Config, fitted: FitResult, splits: Splits, run: RunDir) -> Evaluation:
@@ -276,8 +299,9 @@ def _log_outputs(
     tracker.log_metrics({name: interval.value for name, interval in evaluation.metrics.items()}, 0)
     tracker.log_artifact(run.path / "config.yaml")
     tracker.log_artifact(evaluation.folder)
-    if run.bad_files.is_file():
-        tracker.log_artifact(run.bad_files)
+    for listed in (run.bad_files, run.bad_annotations):
+        if listed.is_file():
+            tracker.log_artifact(listed)
     # the evaluation wrote its metrics into the bundle: read it again, so that the logged model carries them
     name = config.tracking.registered_model_name
     return tracker.log_model(Bundle.load(run.bundle), name, config.tracking.alias if name else None)
@@ -311,7 +335,7 @@ def _resume_command(config: Config, run: RunDir) -> str:
 
 
 def _remove_empty(run: RunDir) -> None:
-    """Removes a run directory that was made and not used; bad_files.csv is kept, the error points at it."""
+    """Removes a run directory that was made and not used; lists of bad files are kept, the error points at them."""
     if run.path.is_dir() and not any(run.path.iterdir()):
         run.path.rmdir()
 
