@@ -18,8 +18,8 @@ from sklearn import metrics as reference
 from cvpipe.config import Config
 from cvpipe.config_file import parse_config
 from cvpipe.data.splits import Split
+from cvpipe.metrics import plots
 from cvpipe.predictions import ClassificationPrediction
-from cvpipe.tasks.classification import plots
 from cvpipe.tasks.classification.metrics import assess, intervals, rank_scores, single_label_statistics
 from cvpipe.types import Assessment, Failure
 

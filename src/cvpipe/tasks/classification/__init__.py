@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cvpipe.config import Config, DataSource
+from cvpipe.models.catalog import CLASSIFIERS
 from cvpipe.predictions import ClassificationPrediction
 from cvpipe.task import Processor, Task
 from cvpipe.tasks.classification.config import ClassificationConfig
@@ -98,4 +99,5 @@ TASK = Task(
     params={"top_k": int, "threshold": float},
     example=_example,
     libraries=_libraries,
+    models=CLASSIFIERS,
 )

@@ -78,7 +78,7 @@ class _Case:
 
 
 def _assess_single(case: _Case) -> Assessment:
-    from cvpipe.tasks.classification import plots
+    from cvpipe.metrics import plots
 
     classes, count = case.classes, len(case.classes)
     targets: Ints = np.asarray(case.targets, dtype=np.int64)
@@ -140,7 +140,7 @@ def single_label_statistics(scores: npt.NDArray[np.float32], targets: Ints) -> S
 
 
 def _assess_multi(case: _Case) -> Assessment:
-    from cvpipe.tasks.classification import plots
+    from cvpipe.metrics import plots
 
     classes, scores = case.classes, case.scores
     truth = np.zeros(scores.shape, dtype=bool)

@@ -1,4 +1,4 @@
-"""Plots of classification results as SVG text: the same input gives the same bytes, on any thread, without a display.
+"""Plots of results as SVG text: the same input gives the same bytes, on any thread, without a display.
 
 Lines and texts take the colour of the page's text: a drawing can be read on a light and on a dark background.
 """
@@ -18,13 +18,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MOST_CURVES = 10
+"""More can't be told apart in one drawing."""
+
+Series = tuple[str, npt.NDArray[Any], npt.NDArray[Any]]
+"""A curve: name, x, y."""
+
 _INK = "#010203"  # a colour that nothing else has; becomes the text colour of the page
 _BLUE, _ORANGE = "#3b82f6", "#f08c2e"
 _PALETTE = (
     "#3b82f6", "#f08c2e", "#2fa866", "#e0484f", "#9466d6", "#a5714e", "#e077b5", "#8a949e", "#b5b02c", "#22b5c4",
 )  # fmt: skip
 _MOST_CLASSES = 20  # more than these are not readable in a matrix
-_MOST_CURVES = 10
 _MOST_POINTS = 400  # of a curve; more can't be seen
 _MOST_PAIRS = 2_000_000  # image-class pairs that the micro average sorts
 _LONGEST_NAME = 22
@@ -34,20 +39,21 @@ _STYLE = (
 )
 
 
-def confusion_matrix(confusion: npt.NDArray[np.int64], classes: Sequence[str]) -> str:
-    """Rows are true classes, columns predicted ones; colour is the share of the row, text the number of images.
+def confusion_matrix(confusion: npt.NDArray[np.int64], classes: Sequence[str], note: str = "") -> str:
+    """Rows are true classes, columns predicted ones; colour is the share of the row, text the count.
 
     Of more than 20 classes those with the most mistakes (as the true or as the predicted class) are shown.
 
     Args:
-        confusion: (classes, classes) images.
+        confusion: (classes, classes) images, objects or pixels.
+        note: a line above the matrix.
     """
     wrong = confusion.sum(axis=0) + confusion.sum(axis=1) - 2 * confusion.diagonal()
     shown = np.sort(np.argsort(-wrong, kind="stable")[:_MOST_CLASSES])
     totals = confusion.sum(axis=1, keepdims=True)
     shares = (confusion / np.maximum(totals, 1))[np.ix_(shown, shown)]
     counts = confusion[np.ix_(shown, shown)]
-    names = [_short(classes[c]) for c in shown]
+    names = [short(classes[c]) for c in shown]
     side = 2.6 + 0.42 * len(shown)
     with _drawing(side + 0.8, side) as (figure, out):
         axes = figure.add_subplot()
@@ -62,7 +68,9 @@ def confusion_matrix(confusion: npt.NDArray[np.int64], classes: Sequence[str]) -
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
         if len(shown) < len(classes):
-            axes.set_title(f"the {len(shown)} of {len(classes)} classes with the most mistakes")
+            note = "\n".join(filter(None, [note, f"the {len(shown)} of {len(classes)} classes with the most mistakes"]))
+        if note:
+            axes.set_title(note)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, label="share of the true class")
@@ -114,23 +122,59 @@ def precision_recall(scores: npt.NDArray[np.float32], truth: npt.NDArray[np.bool
     """
     step = max(1, scores.size // _MOST_PAIRS)
     every = "" if step == 1 else f", 1 image in {step}"
+    series = []
+    if len(classes) <= MOST_CURVES:
+        series = [
+            (f"class {short(name)}", *_curve(scores[:, c], truth[:, c]))
+            for c, name in enumerate(classes)
+            if truth[:, c].any()
+        ]
+    some_scores, some_truth = scores[::step].ravel(), truth[::step].ravel()
+    main = (f"micro average{every}", *_curve(some_scores, some_truth)) if some_truth.any() else None
+    return lines(series, "recall", "precision", main)
+
+
+def lines(
+    series: Sequence[Series],
+    xlabel: str,
+    ylabel: str,
+    main: Series | None = None,
+    xlim: tuple[float, float] = (0, 1.01),
+    ylim: tuple[float, float] = (0, 1.02),
+) -> str:
+    """Curves with a legend beside them.
+
+    Args:
+        series: (name, x, y) each, at most 10; `main` is one more, drawn thick in the text's colour.
+    """
     with _drawing(7.6, 4.6) as (figure, out):
         axes = figure.add_subplot()
         handles, names = [], []
-        if len(classes) <= _MOST_CURVES:
-            for c, name in enumerate(classes):
-                if truth[:, c].any():
-                    recall, precision = _curve(scores[:, c], truth[:, c])
-                    handles += axes.plot(recall, precision, color=_PALETTE[c], linewidth=1.2)
-                    names.append(f"class {_short(name)}")
-        some_scores, some_truth = scores[::step].ravel(), truth[::step].ravel()
-        if some_truth.any():
-            recall, precision = _curve(some_scores, some_truth)
-            handles += axes.plot(recall, precision, color=_INK, linewidth=2.2)
-            names.append(f"micro average{every}")
-        axes.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+        for colour, (name, x, y) in zip(_PALETTE, series[:MOST_CURVES], strict=False):
+            handles += axes.plot(x, y, color=colour, linewidth=1.2)
+            names.append(name)
+        if main is not None:
+            handles += axes.plot(main[1], main[2], color=_INK, linewidth=2.2)
+            names.append(main[0])
+        axes.set(xlim=xlim, ylim=ylim, xlabel=xlabel, ylabel=ylabel)
+        # not through `label`: a name that begins with an underscore would be left out
         axes.legend(handles, names, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
         _plain(axes)
+    return out[0]
+
+
+def bars(names: Sequence[str], values: Sequence[float], xlabel: str) -> str:
+    """A horizontal bar for each name, the first one on top, with its value at the end."""
+    with _drawing(6.4, 0.9 + 0.36 * len(names)) as (figure, out):
+        axes = figure.add_subplot()
+        drawn = axes.barh(range(len(names)), values, color=_BLUE, height=0.66)
+        axes.bar_label(drawn, [f"{value:.3f}" for value in values], padding=4, fontsize=9)
+        axes.set_yticks(range(len(names)), [short(name) for name in names])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.15 * max([*values, 1e-3]))
+        axes.set_xlabel(xlabel)
+        _plain(axes)
+        axes.grid(False, axis="y")
     return out[0]
 
 
@@ -142,13 +186,19 @@ def _curve(
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
     hits = np.cumsum(truth[order])[ends]
     recall, precision = hits / hits[-1], hits / (ends + 1)
-    if len(ends) > _MOST_POINTS:
-        kept = np.unique(np.searchsorted(recall, np.linspace(0, 1, _MOST_POINTS)).clip(max=len(ends) - 1))
-        recall, precision = recall[kept], precision[kept]
+    recall, precision = thin(recall, precision)
     return np.append(0.0, recall), np.append(precision[0], precision)
 
 
-def _short(name: str) -> str:
+def thin(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """At most 400 points of a curve, evenly along x, which rises from 0 to at most 1."""
+    if len(x) <= _MOST_POINTS:
+        return x, y
+    kept = np.unique(np.searchsorted(x, np.linspace(0, x[-1], _MOST_POINTS)).clip(max=len(x) - 1))
+    return x[kept], y[kept]
+
+
+def short(name: str) -> str:
     """At most 22 characters, none of them forbidden in XML."""
     name = "".join(character if character.isprintable() else "?" for character in name)
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
