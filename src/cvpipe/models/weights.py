@@ -54,7 +54,7 @@ def load_pretrained(
     """
     if source.startswith("package:"):
         return _load_package(source, body, name, head)
-    state, origin = _read(source, servers)
+    state, origin = read_source(source, servers)
     return fit_state(state, body, head, origin)
 
 
@@ -83,7 +83,8 @@ def _load_package(source: str, body: nn.Module, name: str, head: tuple[str, ...]
     return fit_state(dict(zip(own, state.values(), strict=True)), body, head, source)
 
 
-def _read(source: str, servers: Servers) -> tuple[StateDict, str]:
+def read_source(source: str, servers: Servers = (None, None)) -> tuple[StateDict, str]:
+    """(state dict, where it came from) of a file, folder or MLflow URI. Raises ModelError."""
     if source.startswith(("models:/", "runs:/")):
         # the registry is below the verbs and above the models: reached when it is asked for, not when imported
         download = import_module("cvpipe.tracking").download_model
