@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cvpipe.config import Config
 from cvpipe.config_file import as_config, dump_config, load_config, parse_config
 from cvpipe.errors import ConfigError, InputError
+from cvpipe.task import tasks
 
 DOCUMENTED = """\
 model:
@@ -111,7 +112,10 @@ def test_the_documented_yaml_needs_data_only(tmp_path: Path) -> None:
         ),
         (
             "task: clasification\ndata: x\n",
-            ["F:1: task: unknown task 'clasification'. Did you mean 'classification'? Known tasks: classification."],
+            [
+                "F:1: task: unknown task 'clasification'. Did you mean 'classification'? Known tasks: "
+                f"{', '.join(sorted(tasks()))}."
+            ],
         ),
         ("task: [a]\ndata: x\n", ["F:1: task: expected a name, found ['a']."]),
         ("data: x\ndata: y\n", ["F:2: data stands here and at F:1; keep one."]),
