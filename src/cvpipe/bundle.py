@@ -1,6 +1,6 @@
 """The bundle: the directory that is the model. Everything inference needs is inside, as text and safetensors.
 
-bundle.json           format version, task, library versions, SHA-256 of each file
+bundle.json           format version, task, licences, library versions, SHA-256 of each file
 config.yaml           the full config the model was trained with
 classes.json          what the outputs mean
 architecture.json     what the network needs beyond the config to be built offline
@@ -53,6 +53,7 @@ class Bundle:
         from safetensors.torch import save_file
 
         from cvpipe.config_file import dump_config
+        from cvpipe.models.catalog import record_of
 
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
@@ -67,6 +68,7 @@ class Bundle:
         info = {
             "format_version": FORMAT_VERSION,
             "task": config.task,
+            "licenses": record_of(config),
             "versions": library_versions(),
             "sha256": {name: sha256_of(path / name) for name in _HASHED},
         }

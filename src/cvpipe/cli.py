@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cvpipe import __version__
+from cvpipe import __version__, cli_tasks
 from cvpipe.errors import CvpipeError
 from cvpipe.utils.console import facts, on_stderr, say, table
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-tasks_app = typer.Typer(help="List the tasks.", no_args_is_help=True)
+tasks_app = typer.Typer(help="List tasks and networks, or start a task of your own.", no_args_is_help=True)
 config_app = typer.Typer(help="Check a config, or list all settings.", no_args_is_help=True)
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(config_app, name="config")
@@ -119,6 +119,7 @@ def predict(
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Classes in an answer.")] = None,
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Multi-label: least score.")] = None,
+    save_images: Annotated[Path | None, typer.Option(metavar="DIR", help="Save annotated images there.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget what an interrupted run has done.")] = False,
     tracking_uri: TrackingUri = None,
@@ -139,6 +140,7 @@ def predict(
             device=device,
             batch_size=batch_size,
             params=params,
+            save_images=save_images,
             overwrite=overwrite,
             restart=restart,
             tracking_uri=tracking_uri,
@@ -168,6 +170,27 @@ def tasks_list() -> None:
     from cvpipe.task import tasks
 
     table([{"task": task.name, "what it learns": task.summary} for task in tasks().values()])
+
+
+@tasks_app.command("models")
+def tasks_models(
+    task: Annotated[str | None, typer.Argument(help="Left out: all tasks.")] = None,
+    pattern: Annotated[str, typer.Option("--filter", metavar="PATTERN", help="Names, such as 'convnext*'.")] = "",
+    as_json: Json = False,
+) -> None:
+    """The networks of a task, with the licences of their code and their published weights."""
+    _answer(lambda: cli_tasks.models(task, pattern), as_json)
+
+
+@tasks_app.command("new")
+def tasks_new(
+    name: Annotated[str, typer.Argument(help="snake_case, such as depth_estimation.")],
+    folder: Annotated[Path, typer.Option(help="A checkout of cvpipe.")] = Path(),
+    package: Annotated[Path | None, typer.Option(metavar="DIR", help="Write a package of its own instead.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a new task that trains at once, with a config, a test and a page, for you to change."""
+    _answer(lambda: cli_tasks.new(name, folder, package), as_json)
 
 
 @config_app.command("check")

@@ -27,6 +27,8 @@ THUMBNAIL = 200
 """Longest side of a thumbnail, pixels."""
 
 _FOLDED = 40  # rows from which a table starts folded
+DRAWN = 640
+"""Longest side of a picture in a wide gallery."""
 _PIXEL_ART = 100  # longest side below which an image is enlarged without blurring
 
 
@@ -89,20 +91,26 @@ class Report:
         image = f'<img class="figure" alt="{_text(title)}" src="data:image/svg+xml;base64,{source}">'
         return self._add(title, f'<div class="scroll">{image}</div>')
 
-    def gallery(self, title: str, images: Sequence[tuple[Any, str]], note: str = "") -> Report:
+    def gallery(self, title: str, images: Sequence[tuple[Any, str]], note: str = "", wide: bool = False) -> Report:
         """Thumbnails with captions.
 
         Args:
             images: (image, caption) each; the image is whatever `cvpipe.data.decode.read_image` takes. One that can't
                 be read is replaced by a field that says why.
             note: a line above the images.
+            wide: show them up to `DRAWN` pixels wide, for pictures with drawings in them.
         """
         cells = "".join(
-            f"<figure>{_thumbnail(image)}<figcaption>{_text(caption)}{_file_name(image)}</figcaption></figure>"
+            f"<figure>{_thumbnail(image, wide)}<figcaption>{_text(caption)}{_file_name(image)}</figcaption></figure>"
             for image, caption in images
         )
         above = f'<p class="note">{_text(note)}</p>' if note else ""
-        return self._add(title, f'{above}<div class="gallery">{cells}</div>' if images else '<p class="note">none</p>')
+        return self._add(
+            title,
+            f'{above}<div class="gallery{" wide" if wide else ""}">{cells}</div>'
+            if images
+            else '<p class="note">none</p>',
+        )
 
     def html(self) -> str:
         """The whole page."""
@@ -156,7 +164,7 @@ def _file_name(image: Any) -> str:
     return f'<span class="file" title="{_text(path)}">{_text("/".join(path.parts[-2:]))}</span>'
 
 
-def _thumbnail(image: Any) -> str:
+def _thumbnail(image: Any, wide: bool) -> str:
     """An <img> with a small JPEG, or a field with the reason why there is none."""
     from cvpipe.data.decode import read_image
 
@@ -166,7 +174,10 @@ def _thumbnail(image: Any) -> str:
         return f'<div class="broken">{_text(error)}</div>'
     from PIL import Image
 
-    small = _shrink(Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()))
+    found = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    if wide:
+        found.thumbnail((DRAWN, DRAWN))
+    small = found if wide else _shrink(found)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     source = base64.b64encode(buffer.getvalue()).decode()
@@ -223,6 +234,7 @@ summary { cursor: pointer; color: var(--accent); margin-bottom: 8px; }
 .gallery figure { margin: 0; min-width: 0; }
 .gallery img, .broken { width: 100%; height: 150px; object-fit: contain; background: var(--page);
   border: 1px solid var(--line); border-radius: 8px; }
+.gallery.wide { grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); } .gallery.wide img { height: auto; }
 .broken { display: flex; align-items: center; justify-content: center; text-align: center; padding: 8px;
   color: var(--warn); font-size: 12px; overflow: hidden; overflow-wrap: anywhere; border-style: dashed; }
 figcaption { font-size: 13px; line-height: 1.35; margin-top: 6px; overflow-wrap: anywhere; }

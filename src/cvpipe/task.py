@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cvpipe.config import Config, DataSource
 from cvpipe.errors import ConfigError, did_you_mean
-from cvpipe.types import Assessment, Failure, Labels, Prediction, View
+from cvpipe.types import Assessment, Failure, Labels, ModelInfo, Prediction, View
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -87,6 +87,8 @@ class Task:
         example: writes a tiny data set below a folder and returns a config that trains on it in seconds.
         evaluation_params: `params` that evaluation sets, such as a threshold low enough for a precision-recall curve.
         libraries: distributions beyond cvpipe's core that a model of this config needs where it is served.
+        models: the networks that it can train, for `cvpipe tasks models` and the check of licences; exact names before
+            patterns. Left out: the licence is looked up by the network's name alone.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Task:
     example: Callable[[Path], dict[str, Any]]
     evaluation_params: Mapping[str, Any] = field(default_factory=dict)
     libraries: Callable[[Config], Sequence[str]] = field(default=_no_libraries)
+    models: tuple[ModelInfo, ...] = ()
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import socket
 import time
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cvpipe.config import TrackingConfig
-from cvpipe.errors import TrackingError
+from cvpipe.errors import ModelError, TrackingError
 from cvpipe.utils.console import warn
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ MODEL_NAME = "model"
 _FLUSH_SECONDS = 5.0
 _RETRY_SECONDS = 60.0
 _PARAM_LENGTH = 500
+_DESCRIPTION = ("bundle.json", "config.yaml")
 
 
 @dataclass(frozen=True)
@@ -275,12 +277,28 @@ class Tracker:
 
 
 def register_model(source: str, name: str, alias: str | None, config: TrackingConfig | None = None) -> LoggedModel:
-    """Registers a logged model (`runs:/…` or `models:/m-…`) under a name and sets an alias."""
+    """Registers a logged model (`runs:/…` or `models:/m-…`) under a name and sets an alias.
+
+    Raises:
+        ModelError: it is a model of cvpipe, and its config does not accept its licences.
+        TrackingError: the model or the registry is not there.
+    """
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    from cvpipe.config_file import load_config
+    from cvpipe.models.catalog import check_bundle
+
     tracking, registry = resolve_uris(config)
-    check_reachable(registry)
+    try:
+        files = bundle_files(source, tracking, registry)
+    except TrackingError as error:
+        raise TrackingError(f"{source} could not be registered as {name}: {error}") from None
+    if files is not None:
+        try:
+            check_bundle(load_config(files[1]), json.loads(files[0].read_text("utf-8")))
+        except ModelError as error:
+            raise ModelError(f"{source} is not registered as {name}. {error}") from None
     _point_mlflow(tracking, registry)
     try:
         version = str(mlflow.register_model(source, name).version)
@@ -308,6 +326,31 @@ def download_model(uri: str, tracking_uri: str | None = None, registry_uri: str 
         hint = _what_exists(uri, tracking, registry)
         reason = str(error).splitlines()[0]
         raise TrackingError(f"{uri}: not found in {_without_secrets(registry)} ({reason}).{hint}") from None
+
+
+def bundle_files(
+    uri: str, tracking_uri: str | None = None, registry_uri: str | None = None
+) -> tuple[Path, Path] | None:
+    """bundle.json and config.yaml of a model, without its weights; None for a model that cvpipe did not make.
+
+    Raises TrackingError where there is no such model.
+    """
+    from mlflow.exceptions import MlflowException
+
+    servers = resolve_uris(TrackingConfig(tracking_uri=tracking_uri, registry_uri=registry_uri))
+    for server in set(servers):
+        check_reachable(server)
+    root = uri.rstrip("/")
+    try:
+        if root.startswith("models:/m-"):  # MLflow takes no path below the id of a model that is not registered
+            root = _client(*servers).get_logged_model(root.removeprefix("models:/")).artifact_location.rstrip("/")
+        found = [download_model(f"{root}/bundle/{name}", tracking_uri, registry_uri) for name in _DESCRIPTION]
+    except (TrackingError, MlflowException):
+        # the whole model tells one that is not there from one that is not ours
+        folder = Path(download_model(uri, tracking_uri, registry_uri)) / "bundle"
+        found = [str(folder / name) for name in _DESCRIPTION]
+    bundle_json, config_yaml = map(Path, found)
+    return (bundle_json, config_yaml) if bundle_json.is_file() and config_yaml.is_file() else None
 
 
 def model_version(uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> str:

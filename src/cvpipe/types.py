@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,6 +65,33 @@ class View:
 
 def is_path(image: object) -> bool:
     return isinstance(image, (str, Path))
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A network that `model.name` can name, and on which terms it and its published weights come.
+
+    Licences are SPDX names in lower case, or `unknown` where none is stated.
+
+    Attributes:
+        name: what stands behind `model.name`; a `*` stands for every name that the library knows.
+        library: distribution that the code comes from.
+        code: licence of that code.
+        source: where `pretrained: true` takes weights from: `fixed` (always the same ones), or from what the config
+            names: `timm` (model.name), `backbone` (a timm network in model.backbone), `torchvision` or `hub`
+            (model.name after the prefix); `none` where nobody publishes any.
+        weights: what the fixed weights are called where they are published.
+        weights_license: licence of the fixed weights.
+        terms: address where the licence of the weights is stated.
+    """
+
+    name: str
+    library: str
+    code: str
+    source: Literal["none", "fixed", "timm", "backbone", "torchvision", "hub"]
+    weights: str = ""
+    weights_license: str = ""
+    terms: str = ""
 
 
 @dataclass(frozen=True)

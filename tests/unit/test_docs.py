@@ -58,6 +58,11 @@ def commands() -> Iterator[Any]:
                 yield pytest.param(words[1:], id=f"{param.id}:{line}")
 
 
+def created() -> set[str]:
+    """Tasks that a page has its reader make."""
+    return {name for page in PAGES for name in re.findall(r"^cvpipe tasks new (\w+)", page.read_text("utf-8"), re.M)}
+
+
 def test_all_pages_are_there() -> None:
     names = {name_of(page) for page in PAGES}
     sections = ("getting_started", "project_structure", "configuration", "training", "inference", "monitoring")
@@ -165,6 +170,8 @@ def test_commands_are_valid(words: list[str]) -> None:
     overrides = given.get("overrides") or []
     assert all(re.match(r"\w+(\.\w+)*=", override) for override in overrides), overrides
     config = given.get("config")
+    if config is not None and Path(config).stem in created():
+        return  # its schema comes into being with it; tests/integration/test_new_task.py runs these lines
     if config is not None and Path(config).parts[0] == "configs":
         load_config(ROOT / config, overrides)
     else:

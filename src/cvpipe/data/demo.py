@@ -12,7 +12,7 @@ import numpy as np
 
 from cvpipe.errors import DataError, did_you_mean
 
-DEMOS = ("digits", "scenes")
+DEMOS = ("digits", "scenes", "defects")
 PREFIX = "demo:"
 
 
@@ -20,7 +20,8 @@ def demo_folder(source: str, offered: Sequence[str] = ("digits",)) -> Path:
     """The folder of `demo:NAME`; written to the cache folder the first time.
 
     Args:
-        offered: the names that the task can use: digits is an ImageFolder, scenes has objects and class maps.
+        offered: the names that the task can use: digits is an ImageFolder, scenes has objects and class maps, defects
+            good and defective things.
 
     Raises:
         DataError: another name.
@@ -28,12 +29,17 @@ def demo_folder(source: str, offered: Sequence[str] = ("digits",)) -> Path:
     name = source.removeprefix(PREFIX)
     if name not in offered:
         known = ", ".join(PREFIX + each for each in offered)
-        problem = "has no labels of the task's kind." if name in DEMOS else f"is unknown.{did_you_mean(name, offered)}"
-        raise DataError(f"data.train: the data set {source!r} {problem} Known: {known}.")
+        if name in DEMOS:
+            raise DataError(f"data.train: the data set {source!r} has labels of another task's kind. Known: {known}.")
+        raise DataError(f"data.train: unknown data set {source!r}.{did_you_mean(name, offered)} Known: {known}.")
     if name == "scenes":
         from cvpipe.data.demo_scenes import scenes_folder
 
         return scenes_folder()
+    if name == "defects":
+        from cvpipe.data.demo_defects import defects_folder
+
+        return defects_folder()
     return written_once("digits-1", _write_digits)
 
 

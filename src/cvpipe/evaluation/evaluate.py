@@ -122,6 +122,8 @@ def evaluate(
     folder = Path(output_dir) if output_dir is not None else _default_folder(predictor.bundle, data)
     evaluation = evaluate_split(predictor, chosen, folder, source)
     show(evaluation)
+    if not evaluation.metrics and evaluation.failures < evaluation.images:
+        raise CvpipeError(f"{source}: nothing to compare the answers with: the images have no annotation that counts.")
     if not evaluation.metrics:
         raise CvpipeError(
             f"{source}: none of the {evaluation.images} images gave a prediction. The reasons are in "
@@ -365,7 +367,9 @@ def _write_report(
         report.figure(title, svg)
     for title, rows in assessment.tables.items():
         report.table(title, rows)
-    report.gallery("Most confident mistakes", assessment.gallery)
+    drawn = any(not isinstance(image, str) for image, _ in assessment.gallery)
+    title = "Worst images: annotated, and found" if drawn else "Most confident mistakes"
+    report.gallery(title, assessment.gallery, wide=drawn)
     resamples = bundle.config.evaluation.bootstrap
     if resamples:
         report.text(

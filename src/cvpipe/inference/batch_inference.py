@@ -20,6 +20,7 @@ from cvpipe.bundle import Bundle
 from cvpipe.config import Config
 from cvpipe.errors import ConfigError, InputError
 from cvpipe.inference.lock import Lock
+from cvpipe.inference.pictures import PictureFolder, Pictures
 from cvpipe.inference.records import RecordMaker, plain_text
 from cvpipe.inference.run import Run, parts_folder
 from cvpipe.inference.sinks import Record, check_suffix
@@ -44,6 +45,8 @@ class BatchResult:
         reasons: the most frequent kinds of failure with an example each.
         notes: on the inputs, such as repeated paths.
         records: the records where no output was named.
+        pictures: folder of the annotated images, where they were asked for.
+        drawn: annotated images that this run made.
     """
 
     output: Path | None
@@ -55,6 +58,8 @@ class BatchResult:
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     records: tuple[Record, ...] | None = None
+    pictures: Path | None = None
+    drawn: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -62,6 +67,7 @@ class BatchResult:
             "images": self.images,
             "failed": self.failed,
             "images_per_second": self.images_per_second,
+            **({} if self.pictures is None else {"pictures": str(self.pictures), "drawn": self.drawn}),
         }
 
     def __str__(self) -> str:
@@ -69,7 +75,8 @@ class BatchResult:
         if self.resumed:
             parts.append(f"{self.resumed} of them from the interrupted run")
         parts.append(f"{self.images_per_second:.1f} images/s")
-        return ", ".join(parts) + (f" -> {self.output}" if self.output else "")
+        drawn = "" if self.pictures is None else f"; {self.drawn} pictures -> {self.pictures}"
+        return ", ".join(parts) + (f" -> {self.output}" if self.output else "") + drawn
 
     def _repr_html_(self) -> str:
         from cvpipe.utils.notebook import table
@@ -87,6 +94,7 @@ def predict(
     device: str | None = None,
     batch_size: int | None = None,
     params: Mapping[str, Any] | None = None,
+    save_images: str | Path | None = None,
     overwrite: bool = False,
     restart: bool = False,
     tracking_uri: str | None = None,
@@ -103,7 +111,8 @@ def predict(
         config: its `tracking`, `training.device` and those settings of `inference` that it sets itself are used.
         device, batch_size: stand above the config's.
         params: the task's, such as `{"top_k": 3}`.
-        overwrite: replace an output that exists.
+        save_images: folder for a copy of each image with its prediction drawn in.
+        overwrite: replace an output, and pictures, that exist.
         restart: forget an interrupted run and an existing output, and start from the first image.
         save_every: seconds between saved parts; what a SIGKILL can cost.
 
@@ -111,27 +120,33 @@ def predict(
         DataError: no images.
         ConfigError: the config is for another task than the model's.
         InputError: the output exists, its ending names no format, another process writes it, or an interrupted run
-            used another model or other settings.
+            used another model or other settings; or the folder for pictures can't be used.
+        CvpipeError: the folder for pictures is full.
     """
     target = None if output is None else Path(output)
     if target is not None:
         check_suffix(target)
         _check_absent(target, overwrite or restart)
     found = find_inputs(inputs)
+    pictures = None if save_images is None else PictureFolder(save_images, inputs, found)
     predictor = _predictor(model, config, device, batch_size, tracking_uri, registry_uri)
     chosen = predictor.check_params(params or {})
     if target is None:
-        return _in_memory(predictor, found, chosen)
+        if pictures is not None and not overwrite:
+            pictures.check_absent(range(len(found)))
+        return _in_memory(predictor, found, chosen, pictures)
     folder = parts_folder(target)
     with _terminate_as_interrupt():
-        with Lock(folder / "lock.json") as lock:
-            # again, now that nobody else can write it
-            _check_absent(target, overwrite or restart)
-            run = Run(predictor, found, target, chosen, save_every, lock)
-            run(restart)
-        # not empty where another process has come in the meantime
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+        try:
+            with Lock(folder / "lock.json") as lock:
+                # again, now that nobody else can write it
+                _check_absent(target, overwrite or restart)
+                run = Run(predictor, found, target, chosen, save_every, lock, pictures)
+                run(restart, replace_pictures=overwrite)
+        finally:
+            # not empty where work is left, or another process has come in the meantime
+            with contextlib.suppress(OSError):
+                folder.rmdir()
     result = BatchResult(
         output=target,
         images=len(found),
@@ -139,18 +154,29 @@ def predict(
         images_per_second=run.predicted / run.seconds if run.predicted else 0.0,
         resumed=run.resumed,
         seconds=run.seconds,
-        reasons=run.maker.reasons,
+        reasons=run.maker.reasons + run.undrawn,
         notes=found.notes,
+        pictures=pictures.folder if pictures else None,
+        drawn=run.drawn,
     )
     _report(result)
     return result
 
 
-def _in_memory(predictor: Predictor, inputs: Inputs, params: Mapping[str, Any]) -> BatchResult:
+def _in_memory(
+    predictor: Predictor, inputs: Inputs, params: Mapping[str, Any], folder: PictureFolder | None
+) -> BatchResult:
     maker = RecordMaker(predictor)
+    records: list[Record] = []
     start = time.monotonic()
     answers = predictor.stream(map(inputs.file, range(len(inputs))), **params)
-    records = tuple(maker.record(plain_text(path), answer) for path, answer in zip(inputs.paths, answers, strict=True))
+    with Pictures(folder, predictor, inputs) if folder else contextlib.nullcontext() as pictures:
+        for position, answer in enumerate(answers):
+            records.append(maker.record(plain_text(inputs.paths[position]), answer))
+            if pictures:
+                pictures.add(position, answer)
+        if pictures:
+            pictures.finish()
     seconds = time.monotonic() - start
     return BatchResult(
         output=None,
@@ -158,9 +184,11 @@ def _in_memory(predictor: Predictor, inputs: Inputs, params: Mapping[str, Any]) 
         failed=maker.failed,
         images_per_second=len(records) / seconds,
         seconds=seconds,
-        reasons=maker.reasons,
+        reasons=maker.reasons + (pictures.reasons if pictures else ()),
         notes=inputs.notes,
-        records=records,
+        records=tuple(records),
+        pictures=folder.folder if folder else None,
+        drawn=pictures.saved if pictures else 0,
     )
 
 

@@ -180,7 +180,7 @@ def _details(
         ),
     }
     if best is not None:
-        figures["Choice of the score"] = _choice(found, outcome)
+        figures["Choice of the threshold"] = _choice(found, outcome)
     if any(errors.lost.values()):
         figures["Errors"] = plots.bars(list(errors.lost), list(errors.lost.values()), f"{title}AP50 lost")
     return tables, figures, _gallery(case, found, outcome, errors, threshold, missed)
@@ -200,7 +200,7 @@ def _class_rows(
             "objects": count,
             f"{title}AP": values[0],
             f"{title}AP50": values[1],
-            "best score": point and point.threshold,
+            "best threshold": point and point.threshold,
             "precision": point and point.precision,
             "recall": point and point.recall,
         }
@@ -252,7 +252,7 @@ def _choice(found: Overlaps, outcome: Matches) -> str:
     }
     series = [(name, *plots.thin(scores[::-1], value[::-1])) for name, value in values.items()]
     f1 = plots.thin(scores[::-1], (2 * hits / (ends + 1 + objects))[::-1])
-    return plots.lines(series, "least score", "all classes, overlap 0.5", ("F1", *f1))
+    return plots.lines(series, "threshold on the score", "all classes, overlap 0.5", ("F1", *f1))
 
 
 def _gallery(

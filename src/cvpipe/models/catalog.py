@@ -63,12 +63,12 @@ SEMANTIC = (
 )
 INSTANCE = (
     *_on_backbone("maskrcnn", library="torchvision", code=_BSD),
-    # the card says `other`; the page the weights were published on says CC BY-NC 4.0. The code went from there to MIT
-    # later, and whether the weights did was asked and never answered (facebookresearch/Mask2Former#204, #206)
+    # the card says `other`. The page they were first published on says CC BY-NC 4.0, as did the code before it went
+    # to MIT; whether the weights went along was asked and never answered (facebookresearch/Mask2Former#204, #206)
     _published(
         "mask2former",
         "facebook/mask2former-swin-tiny-coco-instance",
-        _NC,
+        UNKNOWN,
         "https://github.com/facebookresearch/Mask2Former/blob/main/MODEL_ZOO.md#license",
     ),
     _HF,
@@ -93,7 +93,7 @@ _HUB = {
     "google/vit-base-patch16-224": _APACHE,
     "usyd-community/vitpose-base": _APACHE,
     "usyd-community/vitpose-base-simple": _APACHE,
-    "facebook/mask2former-*": _NC,
+    "facebook/mask2former-*": UNKNOWN,
     "nvidia/mit-b?": _NVIDIA,
     "nvidia/segformer-*": _NVIDIA,
 }

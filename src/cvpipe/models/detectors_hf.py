@@ -160,12 +160,14 @@ def _hub_config(config: SpatialConfig, name: str | None) -> Any:
     from transformers import AutoConfig, PretrainedConfig
 
     assert name is not None
+    preset = config.model.name in PRESETS
+    shown = f"{config.model.name} ({name})" if preset else f"hf/{name}"
     found: Any = _with_download(
-        f"hf/{name}", True, lambda: PretrainedConfig.get_config_dict(name)[0], random_possible=False, packages=False
+        shown, True, lambda: PretrainedConfig.get_config_dict(name)[0], random_possible=preset, packages=False
     )
     _config_class(config, str(found.get("model_type")))
     settings = _with_download(
-        f"hf/{name}", True, lambda: AutoConfig.from_pretrained(name), random_possible=False, packages=False
+        shown, True, lambda: AutoConfig.from_pretrained(name), random_possible=preset, packages=False
     )
     # the weights are in the checkpoint: transformers 4 would fetch the backbone's own first
     if getattr(settings, "use_pretrained_backbone", None):
@@ -264,6 +266,10 @@ def _normalisation(hub: str | None, model_type: str) -> tuple[tuple[float, ...],
     return tuple(processor.image_mean), tuple(processor.image_std)
 
 
+_NOT_USED = ("num_batches_tracked", "encoder.swin.layernorm.weight", "encoder.swin.layernorm.bias")
+"""Parameters that published files may lack: as a backbone Swin has norms of its own for each stage."""
+
+
 def _download(
     config: SpatialConfig, hub: str, kind: Any, settings: Any, published_size: tuple[int, int] | None
 ) -> tuple[nn.Module, str]:
@@ -282,9 +288,10 @@ def _download(
         packages=False,
     )
     model.float()  # some checkpoints come in 16 bit; precision is the trainer's choice
-    new = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    missing = {key for key in found["missing_keys"] if not key.endswith(_NOT_USED)}
+    new = {*missing, *(key for key, *_ in found["mismatched_keys"])}
     head = _head(model)
-    strange = sorted(key for key in new if not inside(key, head) and not key.endswith("num_batches_tracked"))
+    strange = sorted(key for key in new if not inside(key, head))
     if strange:
         raise ModelError(
             f"{config.where('model.options')}: the published weights of {hub} do not fit: {', '.join(strange[:3])}"

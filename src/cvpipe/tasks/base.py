@@ -32,7 +32,11 @@ class TaskModule(LightningModule):
         total_steps: optimizer steps of the whole fit, set before it. Not Lightning's `estimated_stepping_batches`:
             asking for that starts the loader before a checkpoint has put it in its place.
         notes: lines for the start-up messages.
+        learns_by_gradient: False where nothing is differentiated: `training_step` collects and returns None,
+            `conclude` makes the network of it, and there is no optimizer.
     """
+
+    learns_by_gradient = True
 
     def __init__(self, config: Config, network: nn.Module, head: tuple[str, ...], monitor: str) -> None:
         super().__init__()
@@ -49,8 +53,11 @@ class TaskModule(LightningModule):
         """The scalar to minimise for a training batch."""
         raise NotImplementedError(f"{type(self).__name__} defines no loss")
 
-    def training_step(self, batch: Batch, batch_index: int) -> torch.Tensor:
+    def training_step(self, batch: Batch, batch_index: int) -> torch.Tensor | None:
         return self.loss(batch)
+
+    def conclude(self) -> None:
+        """Makes the network of what the training steps have collected, where nothing is learnt by gradients."""
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(

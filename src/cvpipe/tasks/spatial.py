@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cvpipe.config import Config, DataConfig, Fraction, InferenceConfig, ModelConfig, Section, Size
 
@@ -32,6 +32,13 @@ class SpatialAugmentConfig(Section):
     copy_paste: Fraction = Field(
         0.0, description="probability that objects of another image are pasted in; needs masks (arXiv:2012.07177)"
     )
+
+    @field_validator("scale")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError("expected [low, high] with 0 < low <= high")
+        return value
 
 
 class SpatialDataConfig(DataConfig):

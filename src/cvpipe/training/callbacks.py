@@ -129,6 +129,8 @@ class NanGuard(Callback):
         self, trainer: Trainer, module: TaskModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         self.check(module)
+        if not module.learns_by_gradient:
+            return
         loss = outputs["loss"].detach()
         self._pending = (loss, batch, trainer.global_step)
         if loss.device.type == "cpu":

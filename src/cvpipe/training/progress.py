@@ -61,6 +61,9 @@ class TrainingLog(Callback):
         self._line_seconds += now - self._began
         self._ended = now
         self._line_images += len(batch.indices)
+        if not module.learns_by_gradient:
+            self.images, self.seconds, self.waited = self._line_images, self._line_seconds, self._line_wait
+            return
         self._losses.append((trainer.global_step, outputs["loss"].detach()))
         if now - self._line_at >= (0.2 if stream().isatty() else self.every):
             self._line(trainer, redraw=stream().isatty())

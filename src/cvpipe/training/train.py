@@ -236,7 +236,9 @@ def _announce(
             "device": f"{device} ({why_device}), precision {precision} ({reason})",
             "loading": f"{worker_count(config.training.num_workers)} processes",
             "training": f"{config.training.epochs} epochs, batches of {settings.batch_size}{effective}, "
-            f"{config.training.optimizer}, learning rate {settings.learning_rate:g}",
+            f"{config.training.optimizer}, learning rate {settings.learning_rate:g}"
+            if module.learns_by_gradient
+            else f"one pass, batches of {settings.batch_size}, no gradients",
             "results": f"{run.path}/",
             "MLflow": f"{tracker.tracking_uri}, experiment {config.tracking.experiment}, run {tracker.run_id}",
         }
@@ -263,7 +265,7 @@ def _log_inputs(config: Config, splits: Splits, tracker: Tracker) -> None:
     for split in splits.all():
         digest = hashlib.sha256()
         for path, target in zip(split.paths, split.targets, strict=True):
-            digest.update(f"{os.path.basename(path)}\t{target}\n".encode())
+            digest.update(f"{os.path.basename(path)}\t{_described(target)}\n".encode())
         profile = json.dumps(_profile(split, splits))
         schema = json.dumps({"classes": list(splits.labels.classes)[:200], "multi_label": splits.labels.multi_label})
         source = getattr(config.data, split.name, None)
@@ -282,6 +284,13 @@ def _profile(split: Split, splits: Splits) -> dict[str, int]:
     values = {"images": len(split), "classes": len(splits.labels.classes)}
     problems = sum(problem.split == split.name for problem in splits.problems)
     return values | ({"bad_annotations": problems} if problems else {})
+
+
+def _described(target: object) -> object:
+    """What the digest of a data set holds of a target: nothing that depends on where the data lies."""
+    from cvpipe.data.targets import ClassMap
+
+    return (os.path.basename(target.path), target.classes) if isinstance(target, ClassMap) else target
 
 
 def _evaluate(config: Config, fitted: FitResult, splits: Splits, run: RunDir) -> Evaluation:

@@ -184,7 +184,9 @@ def test_another_process_may_be_faster() -> None:
 
 
 def test_names_that_do_not_fit() -> None:
-    with pytest.raises(DataError, match=r"no labels of the task's kind. Known: demo:digits\."):
+    with pytest.raises(DataError, match=r"labels of another task's kind\. Known: demo:digits\."):
         demo_folder("demo:scenes")
-    with pytest.raises(DataError, match=r"Did you mean 'scenes'\? Known: demo:scenes\."):
+    with pytest.raises(
+        DataError, match=r"unknown data set 'demo:scene'\. Did you mean 'scenes'\? Known: demo:scenes\."
+    ):
         demo_folder("demo:scene", ("scenes",))

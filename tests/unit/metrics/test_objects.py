@@ -101,14 +101,14 @@ def test_classes_and_errors_are_tables() -> None:
     counted = sum(int((~t.crowd).sum()) for t in targets)
     assert overall["objects"] == sum(row["objects"] for row in rows) == counted
     assert rows[3] == {
-        "class": "c3", "objects": 0, "AP": None, "AP50": None, "best score": None, "precision": None, "recall": None
+        "class": "c3", "objects": 0, "AP": None, "AP50": None, "best threshold": None, "precision": None, "recall": None
     }  # fmt: skip
     errors = found.tables["Errors"]
-    score = f"score from {overall['best score']:.2f}"
+    score = f"score from {overall['best threshold']:.2f}"
     assert all(0 <= row[score] <= row["any score"] for row in errors if row["error"] != "missed")
     missed = next(row for row in errors if row["error"] == "missed")
     assert missed[score] >= missed["any score"]
-    assert set(found.figures) == {"Precision and recall", "Confusion matrix", "Choice of the score", "Errors"}
+    assert set(found.figures) == {"Precision and recall", "Confusion matrix", "Choice of the threshold", "Errors"}
     assert score in found.figures["Confusion matrix"]
 
 
@@ -181,7 +181,7 @@ def test_the_worst_images_come_first(tmp_path: Path) -> None:
         return DetectionPrediction(CLASSES, flat[:, 2:], flat[:, 0], flat[:, 1].astype(np.int64))
 
     predictions = [
-        answer((0.9, 0, 10, 10, 60, 60)),  # right
+        answer((0.3, 0, 10, 10, 60, 60)),  # right, and so weak that the best threshold lies below the mistakes
         answer((0.9, 0, 10, 10, 60, 60), (0.8, 2, 100, 0, 140, 30)),  # one too many
         answer((0.9, 1, 10, 10, 60, 60)),  # wrong class, and a missed one
         answer((0.95, 0, 10, 10, 60, 60), (0.85, 0, 30, 10, 80, 60), (0.1, 3, 0, 0, 9, 9)),
@@ -197,8 +197,7 @@ def test_the_worst_images_come_first(tmp_path: Path) -> None:
     ]
     for picture, _ in found.gallery:
         assert picture.width <= 640
-    os_independent = assess_objects(predictions, where, config(gallery=1), "boxes", LABELS)
-    assert len(os_independent.gallery) == 1
+    assert len(assess_objects(predictions, where, config(gallery=1), "boxes", LABELS).gallery) == 1
 
 
 def test_an_image_that_is_gone_is_named(tmp_path: Path) -> None:
@@ -227,7 +226,7 @@ def test_masks_that_do_not_fit_name_the_image() -> None:
 
 
 def points_of(*offsets: float) -> tuple[list[KeypointPrediction], list[Objects]]:
-    """One object of 100 x 50 pixels with a point for each offset, found that many pixels off; a second one is missed."""
+    """An object of 100 x 50 pixels with a point for each offset, found that many pixels off, and one that is missed."""
     count = len(offsets)
     truth = np.zeros((2, count, 3), np.float32)
     truth[..., 0], truth[..., 1], truth[..., 2] = 50, 25, 2

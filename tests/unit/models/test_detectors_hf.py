@@ -173,7 +173,7 @@ def test_it_is_rebuilt_from_its_record(tiny: Callable[[str], HfNetwork], name: s
         for parameter in network.parameters():  # layers that start alike differ once they are trained
             parameter.add_(0.02 * torch.randn_like(parameter))
     record = json.loads(json.dumps(network.architecture))
-    gone = config(name, name="hf/this/is-gone") if name != "detr" else config(name)
+    gone = config("hf/this/is-gone") if name != "detr" else config(name)
     again = build_hf_detector(KINDS[name], gone, labels(KINDS[name]), True, record)
     again.load_state_dict(copy.deepcopy(network.state_dict()))
     with torch.inference_mode():
@@ -279,7 +279,7 @@ def test_one_batch_is_learnt(name: str) -> None:
     network, what = build(name).train(), targets(KINDS[name])
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     course = []
-    for step in range(30):
+    for step in range(80 if name == "d_fine" else 30):
         optimizer.zero_grad()
         loss = total(network, pictures(), what, seed=step)
         loss.backward()
@@ -309,7 +309,8 @@ def test_batch_norm_is_folded(tiny: Callable[[str], HfNetwork]) -> None:
     folded = fold_batch_norm(network, pictures(1))
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
     with torch.inference_mode():
-        difference, scale = largest_difference(network(pictures(1)), folded(pictures(1)))
+        # not the boxes that were chosen: of nearly equal scores either may come first
+        difference, scale = largest_difference(network.dense_outputs(pictures(1)), folded.dense_outputs(pictures(1)))
     assert difference < 1e-3 * scale
 
 
@@ -402,15 +403,12 @@ def test_vitposes_positions_are_fitted_to_the_image_size(folders: dict[str, Path
         assert network.dense_outputs(pictures(size=(96, 128))).shape == (2, 3, 24, 32)
 
 
-@pytest.mark.parametrize("part", ["bundle", "library"])
-def test_weights_from_a_file(folders: dict[str, Path], tmp_path: Path, part: str) -> None:
+def test_weights_from_a_file(folders: dict[str, Path], tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     source = build(f"hf/{folders['rtdetr_v2']}", pretrained=True)
-    path = folders["rtdetr_v2"] / "model.safetensors"
-    if part == "bundle":
-        path = tmp_path / "weights.safetensors"
-        save_file({key: value.clone().contiguous() for key, value in source.state_dict().items()}, path)
+    path = tmp_path / "weights.safetensors"
+    save_file({key: value.clone().contiguous() for key, value in source.state_dict().items()}, path)
     same = build("rtdetr_v2", pretrained=str(path))
     known, found = source.state_dict(), same.state_dict()
     assert all(torch.equal(found[key], known[key]) for key in known if key not in ("mean", "std"))
@@ -533,7 +531,7 @@ def test_without_network_the_message_names_the_ways_out(
     assert "could not be downloaded" in text
     assert published_weights(config(name, options={})) in text
     ways = [line for line in text.splitlines() if line.startswith("  - ")]
-    assert len(ways) >= 3
+    assert len(ways) >= (2 if name.startswith("hf/") else 3)
     assert not any("package:" in way for way in ways), "no package carries a detector"
     assert ("model.pretrained=false" in text) == (not name.startswith("hf/"))
 

@@ -140,7 +140,7 @@ def _check(found: list[Found], sizes: Doubles, kind: Kind, keypoints: int, repor
     limits = sizes[np.array([row.picture for row in found], dtype=np.int64)]
     right, bottom = limits[:, 1], limits[:, 0]
     with np.errstate(invalid="ignore", over="ignore"):
-        finite = np.isfinite(raw.astype(np.float32)).all(axis=1)
+        finite: Any = np.isfinite(raw.astype(np.float32)).all(axis=1)
         empty = ~((raw[:, 2] > raw[:, 0]) & (raw[:, 3] > raw[:, 1]))
         outside = (raw[:, 2] <= 0) | (raw[:, 3] <= 0) | (raw[:, 0] >= right) | (raw[:, 1] >= bottom)
         inside = np.stack([right, bottom, right, bottom], axis=1)
@@ -149,7 +149,7 @@ def _check(found: list[Found], sizes: Doubles, kind: Kind, keypoints: int, repor
         # thinner than the numbers that hold it
         small = boxes.astype(np.float32)
         thin = (small[:, 2] <= small[:, 0]) | (small[:, 3] <= small[:, 1])
-    suspect = np.asarray(~finite | empty | outside | (over > TOLERANCE) | thin)
+    suspect: Any = np.asarray(~finite | empty | outside | (over > TOLERANCE) | thin)
     checked = _Checked([], boxes, [], [], [])
     for i, row in enumerate(found):
         notes = []
