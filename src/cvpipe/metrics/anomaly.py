@@ -24,23 +24,22 @@ def area_under_roc(scores: Floats, truth: Bools) -> float:
 
 
 def best_threshold(scores: Floats, truth: Bools, quantile: float) -> float:
-    """The score from which an image should count as anomalous.
+    """The score from which an image, or a pixel, should count as anomalous.
 
     Args:
-        scores, truth: (images,) of held-out images; at least one is good.
-        quantile: share of the good ones that stay below, where no image is anomalous.
+        scores, truth: (n,) of held-out images or of their pixels; at least one is good.
+        quantile: share of the good ones that stay below, where none is anomalous.
 
     Returns:
         Halfway between the scores around the best F1; of several equally good places the highest.
     """
     if not truth.any():
         return float(np.nextafter(np.float32(np.quantile(scores, quantile)), np.float32(np.inf)))
-    levels = np.unique(scores)
-    found = scores[None] >= levels[:, None]
-    hits = (found & truth).sum(axis=1)
-    f1 = 2 * hits / (found.sum(axis=1) + truth.sum())
-    best = len(levels) - 1 - int(f1[::-1].argmax())
-    return float(levels[best] if best == 0 else (levels[best] + levels[best - 1]) / 2)
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    levels, hits = scores[order][ends], np.cumsum(truth[order])[ends]
+    best = int((2 * hits / (ends + 1 + hits[-1])).argmax())  # the first one is the highest
+    return float(levels[best] if best == len(levels) - 1 else (levels[best] + levels[best + 1]) / 2)
 
 
 def image_statistics(scores: Floats, truth: Bools, threshold: float) -> Statistics:
@@ -133,20 +132,24 @@ class PixelCounter:
         return PixelCounts(good, defect, regions, count)
 
 
-def levels_of(heats: Sequence[npt.NDArray[np.float32]]) -> Floats:
-    """Thresholds that follow the spread of the heat, closer together where it is high."""
+def levels_of(heats: Sequence[npt.NDArray[np.float32]], threshold: float) -> Floats:
+    """Thresholds that follow the spread of the heat, closer together where it is high; `threshold` is one of them."""
     step = max(1, sum(heat.size for heat in heats) // 5_000_000)
     values = np.concatenate([heat.ravel()[::step] for heat in heats]).astype(np.float64)
     shares = np.concatenate([np.linspace(0, 1, _LEVELS), np.linspace(0.9, 1, _LEVELS)])
     steps = np.linspace(values.min(), values.max(), _LEVELS)
-    return np.unique(np.concatenate([np.quantile(values, shares), steps]))
+    return np.unique(np.concatenate([np.quantile(values, shares), steps, [threshold]]))
 
 
-def pixel_statistics(counts: PixelCounts) -> Statistics:
-    """pixel_auroc and pro as functions of image weights.
+def pixel_statistics(counts: PixelCounts, own: int | None = None) -> Statistics:
+    """pixel_auroc, pro and pixel_f1 as functions of image weights.
 
     pro: area under the per-region overlap (Bergmann et al., 2020, arXiv:1911.02357): the mean over all connected
     regions of the share that is found, against the false positive rate, up to 0.3 of it, as a share of that area.
+    pixel_f1: F1 of all pixels, defects against the rest, at the model's own threshold.
+
+    Args:
+        own: the model's threshold, as a position in the levels; None: without pixel_f1.
     """
 
     def statistics(weights: Floats) -> dict[str, Floats]:
@@ -155,7 +158,12 @@ def pixel_statistics(counts: PixelCounts) -> Statistics:
             false = good / good[:, -1:]
             found = defect / defect[:, -1:]
             overlap = regions / (weights @ counts.region_count)[:, None]
-            return {"pixel_auroc": _area(false, found, 1.0), "pro": _area(false, overlap, PRO_LIMIT)}
+            areas = {"pixel_auroc": _area(false, found, 1.0), "pro": _area(false, overlap, PRO_LIMIT)}
+            if own is None:
+                return areas
+            # what is at least at level i lies in the bins above i
+            hits, alarms = (part[:, -2 - own] for part in (defect, good))
+            return areas | {"pixel_f1": 2 * hits / (hits + alarms + defect[:, -1])}
 
     return statistics
 

@@ -333,7 +333,13 @@ def _fill(model: nn.Module, head: tuple[str, ...], source: str, config: SpatialC
         for name, value in own.items()
         if inside(name, head) and not any(k.endswith(name) and v.shape == value.shape for k, v in state.items())
     }
-    note = fit_state(state, model, head, origin)
+    try:
+        note = fit_state(state, model, head, origin)
+    except ModelError as error:
+        raise ModelError(
+            f"{error} If they were saved by transformers or come from its hub: it renames layers while it reads such a "
+            "file, so put it into a folder as model.safetensors, with its config.json, and set model.name=hf/FOLDER."
+        ) from None
     # what is new keeps transformers' start, whose biases make every class unlikely at first
     model.load_state_dict(fresh, strict=False)
     return note

@@ -23,6 +23,8 @@ _NEAR = 3
 _PROJECTED = 128
 """Dimensions in which the coreset is chosen, as in the authors' code (Johnson and Lindenstrauss: distances stay)."""
 _MOST_DISTANCES = 16_000_000  # in memory at a time, 64 MB
+_CANDIDATES = 4096
+"""Patches among which the coreset is chosen before all others are looked at again: few enough for a CPU's cache."""
 _NAMES = ("patchcore",)
 
 
@@ -30,8 +32,9 @@ class PatchCore(nn.Module):
     """Features of a frozen network, a memory of good ones, and distances to it.
 
     Input (N, 3, h, w), uint8 or float in 0..255, RGB. Output, all float32: `score` (N,), `heat` (N, h, w) for each
-    pixel of the input, `threshold` (N,) the score from which an image counts as anomalous. Grey bars that letterboxing
-    put around an image are not looked at: their heat is 0.
+    pixel of the input, `threshold` (N,) the score from which an image counts as anomalous. The heat is scaled so that a
+    pixel counts as anomalous from the same number on. Grey bars that letterboxing put around an image are not looked
+    at: their heat is 0.
 
     Args:
         stages: the feature maps; they stay as they are.
@@ -40,10 +43,13 @@ class PatchCore(nn.Module):
         neighbours: patches of the memory whose distances weigh the image's score (`reweighted`); 0: off.
         top: places of an image, as a share, whose mean distance is the score; 0: the most distant one alone.
         blur: standard deviation of the Gaussian that smooths the heat, pixels of the input.
+        normalize: scale each feature to length 1, so that distances are those of directions: brightness and contrast of
+            an image count less.
     """
 
     bank: torch.Tensor
     threshold: torch.Tensor
+    pixel_threshold: torch.Tensor
     mean: torch.Tensor
     std: torch.Tensor
 
@@ -56,17 +62,20 @@ class PatchCore(nn.Module):
         neighbours: int = 9,
         top: float = 0.0,
         blur: float = 4.0,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
         self.stages, self.positions = stages, tuple(positions)
-        self.neighbours, self.top, self.blur = neighbours, top, blur
+        self.neighbours, self.top, self.blur, self.normalize = neighbours, top, blur, normalize
         self.head: tuple[str, ...] = ()
         self.note = stages.note
         dimensions = sum(stages.channels[position] for position in positions)
         self.register_buffer("mean", torch.tensor(stages.mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(stages.std).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("bank", torch.zeros(shape or (0, dimensions)))
-        self.register_buffer("threshold", torch.zeros(()))
+        self.register_buffer("threshold", torch.ones(()))
+        # of the heat as it is before it is scaled
+        self.register_buffer("pixel_threshold", torch.ones(()))
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         self.train()
@@ -96,13 +105,14 @@ class PatchCore(nn.Module):
             heat = F.interpolate(
                 distance.view(count, 1, height, width), size=images.shape[-2:], mode="bilinear", align_corners=False
             )
-            heat = gaussian_blur(heat, self.blur)[:, 0] * seen
+            heat = gaussian_blur(heat, self.blur)[:, 0] * seen * (self.threshold / self.pixel_threshold)
         return {"score": score, "heat": heat, "threshold": self.threshold.float().expand(count).clone()}
 
     def dense_outputs(self, images: torch.Tensor) -> torch.Tensor:
         """(N, dimensions, h', w') float32, a feature for each place: means of 3x3 cells of all chosen maps."""
         maps = self.stages(images.to(self.mean.dtype, copy=True).sub_(self.mean).div_(self.std))
-        return aggregated([maps[position].float() for position in self.positions])
+        found = aggregated([maps[position].float() for position in self.positions])
+        return F.normalize(found, dim=1) if self.normalize else found
 
     @torch.no_grad()
     def patches(self, images: torch.Tensor) -> list[torch.Tensor]:
@@ -149,10 +159,6 @@ def build_patchcore(config: Config, pretrained: bool | str, architecture: Mappin
         )
     size = config.data.image_size
     stages = build_stages(model.backbone, size, _ALL_STAGES, download=pretrained is True)
-    if isinstance(pretrained, str):
-        servers = (config.tracking.tracking_uri, config.tracking.registry_uri)
-        stages.note = fill_stages(stages, model.backbone, size, pretrained, servers)
-    stages.note = stages.note.removesuffix(", new heads")
     wanted = sorted(set(model.strides))
     missing = [stride for stride in wanted if stride not in stages.strides]
     if missing:
@@ -161,6 +167,10 @@ def build_patchcore(config: Config, pretrained: bool | str, architecture: Mappin
             f"{config.where('model.strides')}: {model.backbone} has no feature map of stride "
             f"{', '.join(map(str, missing))}. It has: {found}."
         )
+    if isinstance(pretrained, str):
+        servers = (config.tracking.tracking_uri, config.tracking.registry_uri)
+        stages.note = fill_stages(stages, model.backbone, size, pretrained, servers)
+    stages.note = stages.note.removesuffix(", new heads")
     rows, columns = architecture["bank"] if architecture else (0, 0)
     return PatchCore(
         stages,
@@ -169,6 +179,7 @@ def build_patchcore(config: Config, pretrained: bool | str, architecture: Mappin
         neighbours=model.neighbours,
         top=model.top_share,
         blur=model.blur,
+        normalize=model.normalize,
     )
 
 
@@ -270,33 +281,68 @@ def _mirrored(length: int, radius: int, device: torch.device) -> torch.Tensor:
 def coreset(patches: torch.Tensor, count: int, seed: int) -> torch.Tensor:
     """A few patches such that none of the others is far from them: greedy k-centre (Sener and Savarese, 2018).
 
-    Begins with the patch nearest to the mean, then takes the one farthest from all that were taken. Distances are
-    measured after a random projection.
+    Begins with the patch nearest to the mean, then takes the one farthest from all that were taken, time and again. Of
+    more than 128 dimensions distances are measured after a random projection; beyond that nothing is approximate: the
+    choice is made among the farthest patches alone, as long as none of the others can be farther than they are.
 
     Args:
         patches: (M, dimensions).
         count: how many.
+        seed: of the projection.
 
     Returns:
         (at most count,) int64 positions, in the order they were chosen; fewer where the rest are copies of them.
     """
     count = min(count, len(patches))
+    if not count:
+        return torch.empty(0, dtype=torch.long, device=patches.device)
     points = patches.float() - patches.float().mean(dim=0)
     if points.shape[1] > _PROJECTED:
         generator = torch.Generator().manual_seed(seed)
         projection = torch.randn((points.shape[1], _PROJECTED), generator=generator) / math.sqrt(_PROJECTED)
         points = points @ projection.to(points.device)
     squares = points.square().sum(dim=1)
-    apart = torch.full_like(squares, torch.inf)
-    chosen = [int(squares.argmin())] if count else []
     # what is left of the differences of large numbers where two patches are the same
-    same = 1e-6 * float(squares.max()) if count else 0.0
-    while chosen:
-        last = points[chosen[-1]]
-        apart = torch.minimum(apart, squares - 2 * (points @ last) + last.square().sum())
-        apart[chosen[-1]] = 0
-        farthest = int(apart.argmax())
-        if len(chosen) == count or float(apart[farthest]) <= same:
+    same = 1e-6 * float(squares.max())
+    apart = torch.full_like(squares, torch.inf)
+    chosen = pending = squares.argmin()[None]
+    while True:
+        apart = torch.minimum(apart, _apart(points, squares, pending))
+        apart[chosen] = 0
+        values, candidates = apart.topk(min(_CANDIDATES, len(points)))
+        if len(chosen) == count or float(values[0]) <= same:
+            return chosen
+        # the distances of all others only fall: while a candidate is above them, it is the farthest of all
+        others = float(values[-1]) if len(candidates) < len(points) else 0.0
+        picked = _farthest(points[candidates], squares[candidates], values, count - len(chosen), max(others, same))
+        pending = candidates[picked]
+        chosen = torch.cat([chosen, pending])
+
+
+def _farthest(
+    points: torch.Tensor, squares: torch.Tensor, apart: torch.Tensor, count: int, least: float
+) -> torch.Tensor:
+    """Positions of at most `count` points, the farthest first; after the first one only those beyond `least`.
+
+    Args:
+        points: (M, dimensions), their `squares`d lengths (M,), and how far `apart` (M,), squared, from all chosen
+            before.
+    """
+    picked: list[int] = []
+    while len(picked) < count:
+        value, position = apart.max(dim=0)
+        if picked and float(value) <= least:
             break
-        chosen.append(farthest)
-    return torch.tensor(chosen, dtype=torch.long, device=patches.device)
+        last = int(position)
+        picked.append(last)
+        apart = torch.minimum(apart, squares - 2 * (points @ points[last]) + squares[last])
+        apart[last] = 0
+    return torch.tensor(picked, dtype=torch.long, device=points.device)
+
+
+def _apart(points: torch.Tensor, squares: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """(M,) squared distance of each point to the nearest of the chosen ones."""
+    centres, lengths = points[chosen], squares[chosen]
+    step = max(1, _MOST_DISTANCES // len(chosen))
+    parts = [torch.addmm(lengths, part, centres.T, alpha=-2).amin(dim=1) for part in torch.split(points, step)]
+    return torch.cat(parts) + squares

@@ -408,7 +408,7 @@ def test_images_that_are_elsewhere(tmp_path: Path) -> None:
     ("source", "message"),
     [
         ("nowhere/set", "does not exist"),
-        ("demo:digits", "the data set 'demo:digits' has no labels of the task's kind. Known: demo:scenes."),
+        ("demo:digits", "the data set 'demo:digits' has labels of another task's kind. Known: demo:scenes."),
         ({"images": "nowhere"}, "nowhere does not exist."),
         ({"images": "."}, "found . alone, expected `annotations` or `masks` beside `images`."),
         ({"images": ".", "annotations": "."}, "annotations: found ., expected a COCO .json file, or a folder of YOLO"),

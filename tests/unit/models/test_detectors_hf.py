@@ -15,7 +15,7 @@ import torch
 
 from cvpipe.data.targets import ObjectTensors
 from cvpipe.errors import DataError, DependencyError, InputError, ModelError
-from cvpipe.models import hf_presets
+from cvpipe.models import hf_network, hf_presets
 from cvpipe.models.detectors_hf import build_hf_detector, published_weights
 from cvpipe.models.fold import fold_batch_norm
 from cvpipe.models.hf_boxes import relative_boxes
@@ -218,11 +218,10 @@ def test_sizes_are_those_of_the_papers() -> None:
 @pytest.mark.parametrize("name", ["rtdetr_v2", NAMES[1], "detr", "mask2former"])
 def test_the_loss_is_the_librarys(tiny: Callable[[str], HfNetwork], name: str) -> None:
     network, what, images = copy.deepcopy(tiny(name)).train(), targets(KINDS[name]), pictures()
-    settings = network.body.config
+    model = type(network.body)(network.body.config)
     if VERSION < (5, 18) and name in ("rtdetr_v2", "d_fine"):
-        settings.num_denoising = 0  # see ExactLoss
-    model = type(network.body)(settings)
-    if name == "mask2former":
+        network.body.config.num_denoising = 0  # see ExactLoss
+    if name == "mask2former" and hasattr(model.model.pixel_level_module.encoder, "swin"):
         model.model.pixel_level_module.encoder.swin.layernorm = torch.nn.Identity()
     for parent in list(model.modules()):
         for key, child in list(parent.named_children()):
@@ -238,6 +237,30 @@ def test_the_loss_is_the_librarys(tiny: Callable[[str], HfNetwork], name: str) -
         known = {"labels": [{"class_labels": t.labels, "boxes": relative_boxes(t.boxes, (64, 64))} for t in what]}  # type: ignore[dict-item]
     theirs = model.train()(pixel_values=pixels, **known).loss
     assert mine.item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("version", "counted"), [((5, 17), [4]), ((5, 18), [10])])
+def test_denoising_queries_are_kept_out_of_the_last_layers_loss(
+    monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], counted: list[int]
+) -> None:
+    seen: list[int] = []
+
+    def function(logits: torch.Tensor, labels: Any, device: Any, pred_boxes: torch.Tensor, **others: Any) -> None:
+        assert (logits.dtype, pred_boxes.dtype, others["more"][0].dtype) == (torch.float32,) * 3
+        assert not torch.is_autocast_enabled("cpu")
+        assert logits.shape[1] == pred_boxes.shape[1]
+        assert bool((logits[:, -4:] == 1).all())
+        seen.append(logits.shape[1])
+
+    monkeypatch.setattr(hf_network, "transformers_version", lambda: version)
+    logits = torch.cat([torch.zeros(2, 6, 3), torch.ones(2, 4, 3)], dim=1).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        # up to 5.17 the library counts all that it is given; from 5.18 on it splits them itself
+        hf_network.ExactLoss(function)(
+            logits, [], "cpu", torch.zeros(2, 10, 4).bfloat16(), more=(torch.zeros(1).bfloat16(),),
+            denoising_meta_values={"dn_num_split": [6, 4]},
+        )  # fmt: skip
+    assert seen == counted
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -276,10 +299,13 @@ def test_losses_and_gradients_are_finite_with_and_without_objects(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_batch_is_learnt(name: str) -> None:
-    network, what = build(name).train(), targets(KINDS[name])
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    # D-FINE without the queries to denoise, which are others at each step: their loss hides what is learnt
+    exact = name == "d_fine"
+    options = OPTIONS[name] | ({"num_denoising": 0} if exact else {})
+    network, what = build(name, options=options).train(), targets(KINDS[name])
+    optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3 if exact else 3e-3)
     course = []
-    for step in range(80 if name == "d_fine" else 30):
+    for step in range(30):
         optimizer.zero_grad()
         loss = total(network, pictures(), what, seed=step)
         loss.backward()
@@ -418,7 +444,7 @@ def test_weights_from_a_file(folders: dict[str, Path], tmp_path: Path) -> None:
     depends = [key for key in known if found[key].shape != known[key].shape]
     assert all(torch.equal(found[key], known[key]) for key in known if key not in (*depends, "mean", "std"))
     assert all(torch.allclose(found[key].sigmoid(), torch.tensor(0.01)) for key in depends if key.endswith("bias"))
-    with pytest.raises(ModelError, match="are of another network"):
+    with pytest.raises(ModelError, match=r"are of another network(.|\n)*and set model\.name=hf/FOLDER"):
         build("rtdetr_v2", pretrained=str(path), options=OPTIONS["rtdetr_v2"] | {"decoder_layers": 3})
 
 
@@ -444,7 +470,13 @@ def test_any_detector_of_the_library_can_be_loaded(tmp_path: Path) -> None:
         ("rtdetr_v2", "boxes", {"options": {"num_query": 5}}, "no option 'num_query'. Did you mean 'num_queries'"),
         ("rtdetr_v2", "boxes", {"options": {"backbone_depth": [1]}}, "Did you mean 'backbone_depths'"),
         ("rtdetr_v2", "boxes", {"options": {"num_labels": 5}}, "no option 'num_labels'"),
-        ("rtdetr_v2", "boxes", {"options": {"d_model": "big"}}, "can't be built with these"),
+        pytest.param(
+            "rtdetr_v2",
+            "boxes",
+            {"options": {"d_model": "big"}},
+            "can't be built with these",
+            marks=pytest.mark.skipif(VERSION < (5, 0), reason="older transformers takes any value"),
+        ),
         ("rtdetr_v2", "boxes", {"backbone": "resnet18"}, "has a backbone of its own, and takes no timm network"),
         ("detr", "boxes", {"backbone": "resnet5O"}, "unknown network 'resnet5O'. Did you mean 'resnet50'"),
         ("detr", "boxes", {"options": {"backbone_depths": [1]}}, "can't take backbone_depths: the backbone is a timm"),

@@ -72,6 +72,16 @@ def test_the_coreset_is_the_greedy_one(seed: int, count: int) -> None:
         assert float(apart[found[step]]) == pytest.approx(float(apart.max()), rel=1e-4)
 
 
+@pytest.mark.parametrize("candidates", [1, 3, 16])
+def test_the_choice_among_the_farthest_is_the_choice_among_all(
+    candidates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patches = points(3, 200)
+    whole = coreset(patches, 90, 0)  # all are candidates: looked at once
+    monkeypatch.setattr("cvpipe.models.patchcore._CANDIDATES", candidates)
+    assert coreset(patches, 90, 0).tolist() == whole.tolist()
+
+
 def test_the_coreset_covers_better_than_chance_after_projection() -> None:
     patches = points(1, 1500, 400)
     patches[:300] *= 4  # few far ones, which chance misses
@@ -168,6 +178,22 @@ def test_known_images_are_near_and_others_far(network: PatchCore) -> None:
     assert strange["heat"].shape == (1, 64, 64)
     assert strange["heat"].dtype == strange["score"].dtype == torch.float32
     assert strange["threshold"].tolist() == [2.5]
+
+
+def test_heat_is_told_in_units_of_the_score(network: PatchCore) -> None:
+    other = PatchCore(network.stages, network.positions, tuple(network.bank.shape))
+    other.load_state_dict(network.state_dict())
+    plain = other(images(6))["heat"]
+    other.pixel_threshold.fill_(0.5)
+    torch.testing.assert_close(other(images(6))["heat"], plain * 2)
+    torch.testing.assert_close(other(images(6))["score"], network(images(6))["score"])
+
+
+def test_normalized_features_do_not_know_their_length(network: PatchCore) -> None:
+    other = PatchCore(network.stages, network.positions, normalize=True)
+    found = other.dense_outputs(images(6))
+    torch.testing.assert_close(found.norm(dim=1), torch.ones_like(found[:, 0]))
+    torch.testing.assert_close(found, F.normalize(network.dense_outputs(images(6)), dim=1))
 
 
 def test_an_images_answer_does_not_depend_on_its_batch(network: PatchCore) -> None:

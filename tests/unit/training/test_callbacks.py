@@ -58,7 +58,7 @@ def trainer(**values: Any) -> Any:
 def test_ema_is_the_average_that_its_docstring_promises(decay: float) -> None:
     net = network()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    module: Any = SimpleNamespace(network=net)
+    module: Any = SimpleNamespace(network=net, learns_by_gradient=True)
     ema = Ema(decay)
     ema.on_train_start(trainer(), module)
     expected = copy.deepcopy(net.state_dict())
@@ -84,7 +84,7 @@ def test_ema_equals_torchs_averaged_model() -> None:
 
     net = network()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    module: Any = SimpleNamespace(network=net)
+    module: Any = SimpleNamespace(network=net, learns_by_gradient=True)
     ema = Ema(0.1)  # below (1 + 1) / (10 + 1), so that the decay is the same from the first step
     ema.on_train_start(trainer(), module)
     reference = AveragedModel(net, avg_fn=get_ema_avg_fn(0.1), use_buffers=True)
@@ -101,7 +101,7 @@ def test_ema_equals_torchs_averaged_model() -> None:
 def test_ema_stands_in_for_validation_only() -> None:
     net = network()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    module: Any = SimpleNamespace(network=net)
+    module: Any = SimpleNamespace(network=net, learns_by_gradient=True)
     ema = Ema(0.9)
     ema.on_train_start(trainer(), module)
     for n in range(1, 4):
@@ -128,7 +128,8 @@ def test_ema_stands_in_for_validation_only() -> None:
 def guarded_module() -> Any:
     paths = tuple(f"image-{i}.png" for i in range(5))
     splits = SimpleNamespace(train=SimpleNamespace(paths=paths))
-    return SimpleNamespace(network=network(), trainer=SimpleNamespace(datamodule=SimpleNamespace(splits=splits)))
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(splits=splits))
+    return SimpleNamespace(network=network(), learns_by_gradient=True, trainer=trainer)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -121,8 +121,8 @@ def load_inspection_split(source: str | DataSource, config: Config, labels: Labe
     """
     place = _named(source, config, name)
     read = _Read()
+    # masks without an image may belong to the other splits
     split = _split(place, name, read, str(source))
-    _report_unused(read)
     check_annotations(read.problems, read.annotations, float(getattr(config.data, "max_bad_annotations", 0.0)))
     for problem in read.problems[:5]:
         warn(f"{problem.file}: {problem.reason}")

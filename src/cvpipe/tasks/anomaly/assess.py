@@ -61,9 +61,10 @@ def assess(predictions: Sequence[Prediction | Failure], split: Split, config: Co
     scores = np.array([answer.score for answer in found])
     truth = np.array([not target.is_good for target in targets])
     threshold = found[0].threshold
-    pixels = _pixels(found, targets, paths) if any(target.mask for target in targets) else None
+    levels = levels_of([answer.heat for answer in found], threshold)
+    pixels = _pixels(found, targets, paths, levels) if any(target.mask for target in targets) else None
     of_images = image_statistics(scores, truth, threshold)
-    of_pixels = pixel_statistics(pixels) if pixels is not None else None
+    of_pixels = pixel_statistics(pixels, int(np.searchsorted(levels, threshold))) if pixels is not None else None
 
     def statistics(weights: Floats) -> dict[str, Floats]:
         return of_images(weights) | (of_pixels(weights) if of_pixels else {})
@@ -88,8 +89,10 @@ def at_size(heat: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray
     return resized
 
 
-def _pixels(found: Sequence[AnomalyPrediction], targets: Sequence[Inspection], paths: Sequence[str]) -> PixelCounts:
-    counter = PixelCounter(levels_of([answer.heat for answer in found]))
+def _pixels(
+    found: Sequence[AnomalyPrediction], targets: Sequence[Inspection], paths: Sequence[str], levels: Floats
+) -> PixelCounts:
+    counter = PixelCounter(levels)
     for answer, target, path in zip(found, targets, paths, strict=True):
         if target.mask is None and not target.is_good:
             counter.skip()

@@ -34,6 +34,10 @@ class AnomalyModelConfig(ModelConfig):
     top_share: Fraction = Field(
         0.0, description="share of an image's places whose mean is its score, not weighed; 0: the worst place alone"
     )
+    normalize: bool = Field(
+        False,
+        description="compare directions of features, not lengths: where good images differ in brightness and contrast",
+    )
     blur: float = Field(4.0, ge=0, le=64, description="smoothing of the heat map: standard deviation, pixels")
 
     @model_validator(mode="after")
@@ -73,11 +77,18 @@ class AnomalyTrainingConfig(TrainingConfig):
 
     epochs: int = Field(1, ge=1, description="always 1: the images are looked at once")
     threshold_quantile: float = Field(
-        0.99,
+        0.95,
         gt=0,
         le=1,
         description="share of the good validation images that shall count as good; where val has defects, the "
         "threshold is the one with the best F1 instead",
+    )
+    pixel_quantile: float = Field(
+        0.995,
+        gt=0,
+        le=1,
+        description="share of the pixels of good validation images that shall count as good; where val has masks of "
+        "defects, the best F1 instead",
     )
 
     @model_validator(mode="after")

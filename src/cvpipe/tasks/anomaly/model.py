@@ -1,4 +1,4 @@
-"""The LightningModule of anomaly detection: fills the network's memory, and finds its threshold."""
+"""The LightningModule of anomaly detection: fills the network's memory, and finds its thresholds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from cvpipe.data.loader import Batch, seed_of
+from cvpipe.data.targets import IGNORE
 from cvpipe.errors import TrainingError
 from cvpipe.metrics.anomaly import area_under_roc, best_threshold
 from cvpipe.models.patchcore import PatchCore, build_patchcore, coreset, nearest
@@ -16,10 +17,14 @@ from cvpipe.tasks.base import TaskModule
 from cvpipe.types import Labels
 
 _RANKED, _CLOSE = "val/image_auroc", "val/minus_score"
+_LEAST = 1e-6
+"""Where good images are all the same nothing is far from the memory, and the heat is divided by its threshold."""
+_STEP = 4
+"""One in so many rows and columns of the heat is looked at for the pixel threshold: it is smooth."""
 
 
 class AnomalyModule(TaskModule):
-    """Collects patch features of good images, keeps a coreset of them, and sets the threshold in validation.
+    """Collects patch features of good images, keeps a coreset of them, and sets the thresholds in validation.
 
     Watches `val/image_auroc`. Where val has no defects: `val/minus_score`, minus the mean score of the held-out good
     images; it is the nearer to 0 the better the memory covers them.
@@ -36,6 +41,8 @@ class AnomalyModule(TaskModule):
         self._patches: list[torch.Tensor] = []
         self._scores: list[torch.Tensor] = []
         self._anomalous: list[torch.Tensor] = []
+        self._pixels: list[torch.Tensor] = []
+        self._defect: list[torch.Tensor] = []
 
     def setup(self, stage: str) -> None:
         splits = getattr(getattr(self._trainer, "datamodule", None), "splits", None)
@@ -65,7 +72,7 @@ class AnomalyModule(TaskModule):
     def conclude(self) -> None:
         """Chooses what is remembered of all that was collected.
 
-        The threshold is the largest distance of a collected patch to the memory, until validation finds a better one.
+        Both thresholds are the largest distance of a collected patch to the memory, until validation finds better ones.
         """
         if not self._patches:
             return
@@ -75,18 +82,25 @@ class AnomalyModule(TaskModule):
             raise TrainingError("features are not finite. Use other weights, or training.precision=32.")
         wanted = min(model.bank_size, max(1, round(model.bank_share * len(patches))))
         network.bank = patches[coreset(patches, wanted, self.config.training.seed)].clone()
-        network.threshold.fill_(float(nearest(patches, network.bank)[0].max()))
+        farthest = float(nearest(patches, network.bank)[0].max())
+        self._set_thresholds(farthest, farthest)
         self._patches = []
 
     def on_validation_start(self) -> None:
         # Lightning validates before the epoch ends, and the memory must be there by then
         self.conclude()
-        self._scores, self._anomalous = [], []
+        self._scores, self._anomalous, self._pixels, self._defect = [], [], [], []
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        if len(batch.indices):
-            self._scores.append(self.network(batch.images)["score"].cpu())
-            self._anomalous.append(batch.targets.cpu())
+        if not len(batch.indices):
+            return
+        found, network = self.network(batch.images), self.network
+        self._scores.append(found["score"].cpu())
+        self._anomalous.append(batch.targets.anomalous.cpu())
+        heat, masks = (part[:, ::_STEP, ::_STEP].flatten() for part in (found["heat"], batch.targets.masks))
+        known = masks != IGNORE
+        self._pixels.append((heat[known] * (network.pixel_threshold / network.threshold)).cpu())
+        self._defect.append((masks[known] == 1).cpu())
 
     def on_validation_epoch_end(self) -> None:
         if not self._scores:
@@ -94,13 +108,21 @@ class AnomalyModule(TaskModule):
         scores = torch.cat(self._scores).numpy().astype(np.float64)
         anomalous = torch.cat(self._anomalous).numpy()
         if self.trainer.state.fn == "fit":
-            found = best_threshold(scores, anomalous, self.config.training.threshold_quantile)
-            self.network.threshold.fill_(found)
+            training = self.config.training
+            heat = torch.cat(self._pixels).numpy().astype(np.float64)
+            self._set_thresholds(
+                best_threshold(scores, anomalous, training.threshold_quantile),
+                best_threshold(heat, torch.cat(self._defect).numpy(), training.pixel_quantile),
+            )
         if self.monitor == _RANKED:
             self.log(_RANKED, area_under_roc(scores, anomalous))
         else:
             self.log(_CLOSE, -float(scores[~anomalous].mean()))
         self.log("val/threshold", float(self.network.threshold))
+
+    def _set_thresholds(self, image: float, pixel: float) -> None:
+        self.network.threshold.fill_(max(image, _LEAST))
+        self.network.pixel_threshold.fill_(max(pixel, _LEAST))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["patches"] = self._patches

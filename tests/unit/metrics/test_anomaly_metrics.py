@@ -139,26 +139,32 @@ def test_pixel_metrics_agree_with_the_definitions(seed: int) -> None:
     for heat, mask in zip(heats, masks, strict=True):
         counter.add(heat, mask)
     counter.skip()
-    found = pixel_statistics(counter.counts())(ones(5))
+    own = seed % len(counter.levels)
+    found = pixel_statistics(counter.counts(), own)(ones(5))
     flat = [np.concatenate([part.ravel() for part in parts]) for parts in (masks, heats)]
     assert found["pixel_auroc"][0] == pytest.approx(roc_auc_score(*flat))
     assert found["pro"][0] == pytest.approx(direct_pro(heats, masks), abs=1e-4)
+    assert found["pixel_f1"][0] == pytest.approx(f1_score(flat[0], flat[1] >= counter.levels[own]))
+    assert "pixel_f1" not in pixel_statistics(counter.counts())(ones(5))
 
 
 def test_a_grid_of_levels_is_enough() -> None:
     rng = np.random.default_rng(0)
     masks = [mask.repeat(3, axis=0).repeat(3, axis=1) for mask in pixels(3, images=4)[1]]
     heats = [(rng.gamma(2, 1, mask.shape) + 2 * mask).astype(np.float32) for mask in masks]
-    levels = levels_of(heats)
+    levels = levels_of(heats, 2.345)
+    own = int(np.searchsorted(levels, 2.345))
+    assert levels[own] == 2.345
     assert (np.diff(levels) > 0).all()
     assert len(levels) < 2000
     counter = PixelCounter(levels)
     for heat, mask in zip(heats, masks, strict=True):
         counter.add(heat, mask)
-    found = pixel_statistics(counter.counts())(ones(4))
+    found = pixel_statistics(counter.counts(), own)(ones(4))
     flat = [np.concatenate([part.ravel() for part in parts]) for parts in (masks, heats)]
     assert found["pixel_auroc"][0] == pytest.approx(roc_auc_score(*flat), abs=1e-4)
     assert found["pro"][0] == pytest.approx(direct_pro(heats, masks), abs=1e-3)
+    assert found["pixel_f1"][0] == pytest.approx(f1_score(flat[0], flat[1] >= 2.345))
 
 
 def test_a_perfect_map_and_a_blind_one() -> None:
