@@ -420,6 +420,8 @@ VERBS = [
     ["demo"],
     ["tasks"],
     ["tasks", "list"],
+    ["tasks", "models"],
+    ["tasks", "new"],
     ["config"],
     ["config", "check"],
     ["config", "reference"],

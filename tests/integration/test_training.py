@@ -82,7 +82,7 @@ def test_one_run_holds_everything(base: Any, base_uri: str) -> None:
     assert client().get_experiment(run.info.experiment_id).name == "tests"
     expected = {key: str(value) for key, value in parse_config(settings).flat().items()}
     assert {key: run.data.params[key] for key in expected} == expected
-    assert run.data.params["data.classes"] == "10"
+    assert run.data.params["data.class_count"] == "10"
     assert run.data.tags["version.torch"] == version("torch")
     assert run.data.tags["cvpipe.task"] == "classification"
 

@@ -260,7 +260,7 @@ def _log_inputs(config: Config, splits: Splits, tracker: Tracker) -> None:
     """Config, environment and data set."""
     from cvpipe.bundle import library_versions
 
-    tracker.log_params(config.flat() | {"data.classes": len(splits.labels.classes)})
+    tracker.log_params(config.flat() | {"data.class_count": len(splits.labels.classes)})
     tracker.set_tags({f"version.{name}": version for name, version in library_versions().items()})
     for split in splits.all():
         digest = hashlib.sha256()
