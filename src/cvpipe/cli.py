@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cvpipe import __version__, cli_tasks
+from cvpipe import __version__, cli_data, cli_tasks
+from cvpipe.cli_common import ConfigOption, Device, Json, ModelUri, Overrides, TrackingUri, answer
 from cvpipe.errors import CvpipeError
-from cvpipe.utils.console import facts, on_stderr, say, table
-
-INTERRUPTED = 130
+from cvpipe.utils.console import facts, say, table
 
 app = typer.Typer(
     name="cvpipe",
@@ -30,13 +27,7 @@ tasks_app = typer.Typer(help="List tasks and networks, or start a task of your o
 config_app = typer.Typer(help="Check a config, or list all settings.", no_args_is_help=True)
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(config_app, name="config")
-
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Change settings.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; everything else on stderr.")]
-ModelUri = Annotated[str, typer.Option("--model-uri", "-m", help="models:/NAME@ALIAS, runs:/…, or a directory.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-TrackingUri = Annotated[str | None, typer.Option(help="MLflow tracking server.")]
+app.add_typer(cli_data.app, name="data")
 
 
 @app.command()
@@ -53,7 +44,7 @@ def train(
 
         return run_training(config, overrides or (), resume=resume).to_dict()
 
-    _answer(work, as_json)
+    answer(work, as_json)
 
 
 @app.command()
@@ -82,7 +73,7 @@ def evaluate(
             tracking_uri=tracking_uri,
         ).to_dict()
 
-    _answer(work, as_json)
+    answer(work, as_json)
 
 
 @app.command()
@@ -105,7 +96,7 @@ def register(
         say(f"registered {model.uri}" + (f", alias {alias}" if alias else ""))
         return {"model_uri": model.uri, "name": model.name, "version": model.version}
 
-    _answer(work, as_json)
+    answer(work, as_json)
 
 
 @app.command()
@@ -146,7 +137,7 @@ def predict(
             tracking_uri=tracking_uri,
         ).to_dict()
 
-    _answer(work, as_json)
+    answer(work, as_json)
 
 
 @app.command()
@@ -161,7 +152,7 @@ def demo(
 
         return run_demo(folder)
 
-    _answer(work, as_json)
+    answer(work, as_json)
 
 
 @tasks_app.command("list")
@@ -179,7 +170,7 @@ def tasks_models(
     as_json: Json = False,
 ) -> None:
     """The networks of a task, with the licences of their code and their published weights."""
-    _answer(lambda: cli_tasks.models(task, pattern), as_json)
+    answer(lambda: cli_tasks.models(task, pattern), as_json)
 
 
 @tasks_app.command("new")
@@ -190,7 +181,7 @@ def tasks_new(
     as_json: Json = False,
 ) -> None:
     """Write a new task that trains at once, with a config, a test and a page, for you to change."""
-    _answer(lambda: cli_tasks.new(name, folder, package), as_json)
+    answer(lambda: cli_tasks.new(name, folder, package), as_json)
 
 
 @config_app.command("check")
@@ -206,7 +197,7 @@ def config_check(config: Annotated[Path, typer.Argument()], overrides: Overrides
         say(yaml.safe_dump(values, sort_keys=False).rstrip())
         return values
 
-    _answer(work, as_json)
+    answer(work, as_json)
 
 
 @config_app.command("reference")
@@ -229,20 +220,6 @@ def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
     pass
-
-
-def _answer(work: Callable[[], dict[str, Any]], as_json: bool) -> None:
-    """Runs a verb; with --json prints its result as the one thing on stdout."""
-    try:
-        if not as_json:
-            work()
-            return
-        # MLflow, too, prints to stdout (links to the run)
-        with on_stderr(), contextlib.redirect_stdout(sys.stderr):
-            result = work()
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
-    print(json.dumps(result, allow_nan=False))
 
 
 def run(argv: Sequence[str]) -> int:

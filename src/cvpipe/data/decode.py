@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from cvpipe.data.store import read_bytes
 from cvpipe.errors import ImageError
 
 if TYPE_CHECKING:
@@ -39,11 +40,7 @@ def read_image(image: Any, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
         ImageError: the image is missing, broken, larger than `max_pixels`, or of a kind without a meaning in RGB.
     """
     if isinstance(image, (str, Path)):
-        try:
-            data = Path(image).read_bytes()
-        except (OSError, ValueError) as error:  # ValueError: a null character in the path
-            raise ImageError(f"can't read the file: {getattr(error, 'strerror', None) or error}") from None
-        return decode(data, max_pixels)
+        return decode(read_bytes(image), max_pixels)
     if isinstance(image, (bytes, bytearray, memoryview)):
         return decode(bytes(image), max_pixels)
     if isinstance(image, torch.Tensor):

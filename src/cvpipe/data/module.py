@@ -9,7 +9,8 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 from cvpipe.config import Config
-from cvpipe.data.loader import EpochBatches, ImageDataset, ImageOnly, Loader, SampleTransform, Transform
+from cvpipe.data.batches import EpochBatches
+from cvpipe.data.loader import ImageDataset, ImageOnly, Loader, SampleTransform, Transform
 from cvpipe.data.splits import Split, Splits
 from cvpipe.data.transforms import Augment
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cvpipe.config import AugmentConfig
-from cvpipe.data.loader import Batch, EpochBatches, ImageDataset, ImageOnly, Loader, seed_of
+from cvpipe.data.batches import EpochBatches, seed_of
+from cvpipe.data.loader import Batch, ImageDataset, ImageOnly, Loader
 from cvpipe.data.module import ImageDataModule, worker_count
 from cvpipe.data.splits import Split
 from cvpipe.data.transforms import Augment, resize

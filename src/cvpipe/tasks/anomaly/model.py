@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cvpipe.data.loader import Batch, seed_of
+from cvpipe.data.batches import seed_of
+from cvpipe.data.loader import Batch
 from cvpipe.data.targets import IGNORE
 from cvpipe.errors import TrainingError
 from cvpipe.metrics.anomaly import area_under_roc, best_threshold
