@@ -49,6 +49,8 @@ def _type_text(annotation: Any) -> str:
         return f"one of {', '.join(values)}" if len(values) > 1 else values[0]
     if origin in (Union, types.UnionType):
         return " or ".join(_type_text(part) for part in get_args(annotation))
+    if origin is tuple and get_args(annotation)[-1] is Ellipsis:
+        return f"a list of {_type_text(get_args(annotation)[0])}"
     if origin is tuple:
         return f"[{', '.join(_type_text(part) for part in get_args(annotation))}]"
     if origin is list:

@@ -55,7 +55,7 @@ def boxes(
             left, top, right, bottom = draw.textbbox((x1, 0), caption, font=font)
             y = max(0.0, y1 - (bottom - top) - 4)
             draw.rectangle((left, y, right + 4, y + bottom - top + 4), fill=color_of(int(index)))
-            draw.text((left + 2, y + 2 - top), caption, font=font, fill=_ink(color_of(int(index))))
+            draw.text((left + 2, y + 2 - top), caption, font=font, fill=ink(color_of(int(index))))
     return canvas
 
 
@@ -151,6 +151,6 @@ def _line(size: tuple[int, int]) -> int:
     return max(1, round(min(size) / 240))
 
 
-def _ink(color: Color) -> str:
+def ink(color: Color) -> str:
     red, green, blue = color
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cvpipe.data.demo import written_once
-from cvpipe.data.demo_scenes import _ink
+from cvpipe.data.demo_scenes import digit_ink
 
 FOLDER = "defects-1"
 """The number changes with the contents: an older copy in the cache is not taken for this one."""
@@ -81,7 +81,7 @@ def _spoilt(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """(the piece with a digit on it, (SIDE, SIDE) where its ink is)."""
     brightness, opacity = _SHARES[kind]
-    ink = _ink(scan, int(rng.integers(*_DIGIT_PX, endpoint=True)), float(rng.uniform(-45, 45)))
+    ink = digit_ink(scan, int(rng.integers(*_DIGIT_PX, endpoint=True)), float(rng.uniform(-45, 45)))
     height, width = ink.shape
     top, left = int(rng.integers(0, SIDE - height)), int(rng.integers(0, SIDE - width))
     part = np.s_[top : top + height, left : left + width]

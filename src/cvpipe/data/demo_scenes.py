@@ -122,7 +122,7 @@ def _background(photo: Pixels, columns: tuple[int, int], rng: np.random.Generato
 def _add(scene: Scene, image: npt.NDArray[Any], scan: int, label: int, rng: np.random.Generator) -> None:
     """Draws a digit where it leaves enough of the others in sight; leaves it out where no such place is found."""
     for _ in range(20):
-        ink = _ink(image, int(rng.integers(*_DIGIT_PX, endpoint=True)), float(rng.uniform(-15, 15)))
+        ink = digit_ink(image, int(rng.integers(*_DIGIT_PX, endpoint=True)), float(rng.uniform(-15, 15)))
         height, width = ink.shape
         top, left = int(rng.integers(0, SIDE - height)), int(rng.integers(0, SIDE - width))
         part = np.s_[top : top + height, left : left + width]
@@ -144,7 +144,7 @@ def _add(scene: Scene, image: npt.NDArray[Any], scan: int, label: int, rng: np.r
     scene.labels.append(label)
 
 
-def _ink(scan: npt.NDArray[Any], height: int, angle: float) -> Floats:
+def digit_ink(scan: npt.NDArray[Any], height: int, angle: float) -> Floats:
     """(8, 8) 0..16 -> (h, w) 0..1 opacity, smoothly enlarged to `height` pixels, turned, empty borders cut off."""
     from PIL import Image
 

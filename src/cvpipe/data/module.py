@@ -24,6 +24,9 @@ class ImageDataModule(LightningDataModule):
         preprocess: the tail that evaluation and serving run too: uint8 (3, H, W) -> uint8 (3, h, w).
         collate_targets: list of targets -> what the loss takes.
         weights: probability weight of each training image for balanced sampling, or None.
+
+    Attributes:
+        notes: lines for the start-up messages.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class ImageDataModule(LightningDataModule):
         self.config, self.splits = config, splits
         self.preprocess, self.collate_targets, self.weights = preprocess, collate_targets, weights
         self.batch_size = config.training.batch_size
+        self.notes: list[str] = []
 
     def train_transform(self) -> SampleTransform:
         """What training images go through. Tasks whose targets move with the pixels put their own here."""

@@ -118,6 +118,13 @@ class Licenses:
     terms: str = ""
     note: str = ""
 
+    def __str__(self) -> str:
+        """`code bsd-3-clause; weights apache-2.0 (package:efficientnet-lite0)`, for the start-up lines."""
+        own = "random or your own"
+        return (
+            f"code {self.code or UNKNOWN}; weights {f'{self.weights} ({self.weights_source})' if self.weights else own}"
+        )
+
     def to_dict(self) -> dict[str, str | None]:
         return {"code": self.code, "weights": self.weights, "weights_source": self.weights_source}
 

@@ -16,7 +16,7 @@ from cvpipe.models.hf_network import HfNetwork, Made
 from cvpipe.models.hf_points import HfPoints
 from cvpipe.models.hf_presets import PRESETS, Preset, preset_config, set_options
 from cvpipe.models.hub import offline_if_unreachable
-from cvpipe.models.sources import IMAGENET_MEAN, IMAGENET_STD, Body, _json_safe, _with_download
+from cvpipe.models.sources import IMAGENET_MEAN, IMAGENET_STD, Body, json_safe, with_download
 from cvpipe.models.weights import fit_state, inside, read_source
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def build_hf_detector(
         assert hub is not None
         model, note = _download(config, hub, model_class, settings, published_size)
     else:
-        model = _with_download(name, False, lambda: model_class(settings))
+        model = with_download(name, False, lambda: model_class(settings))
         if trained_norms:
             _train_norms(model)
             if architecture is None:
@@ -99,7 +99,7 @@ def build_hf_detector(
     if architecture is None and isinstance(pretrained, str):
         note = _fill(model, head, pretrained, config)
     record = {"config": _record(settings), "mean": mean, "std": std, "trained_norms": trained_norms}
-    made = Made(model, mean, std, head, len(labels.classes), len(labels.keypoints), _json_safe(record), note)
+    made = Made(model, mean, std, head, len(labels.classes), len(labels.keypoints), json_safe(record), note)
     return _NETWORKS[kind](made)
 
 
@@ -162,11 +162,11 @@ def _hub_config(config: SpatialConfig, name: str | None) -> Any:
     assert name is not None
     preset = config.model.name in PRESETS
     shown = f"{config.model.name} ({name})" if preset else f"hf/{name}"
-    found: Any = _with_download(
+    found: Any = with_download(
         shown, True, lambda: PretrainedConfig.get_config_dict(name)[0], random_possible=preset, packages=False
     )
     _config_class(config, str(found.get("model_type")))
-    settings = _with_download(
+    settings = with_download(
         shown, True, lambda: AutoConfig.from_pretrained(name), random_possible=preset, packages=False
     )
     # the weights are in the checkpoint: transformers 4 would fetch the backbone's own first
@@ -279,7 +279,7 @@ def _download(
         loading.backbone_config.image_size = list(published_size)
     preset = PRESETS.get(config.model.name)
     shown = f"{config.model.name} ({hub}, {preset.licence})" if preset else f"hf/{hub}"
-    model, found = _with_download(
+    model, found = with_download(
         shown,
         True,
         lambda: kind.from_pretrained(

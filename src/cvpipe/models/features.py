@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cvpipe.errors import ModelError
-from cvpipe.models.sources import IMAGENET_MEAN, IMAGENET_STD, Body, _with_download, timm_config, timm_size
+from cvpipe.models.sources import IMAGENET_MEAN, IMAGENET_STD, Body, timm_config, timm_size, with_download
 from cvpipe.models.weights import Servers, StateDict, fit_state, load_pretrained
 
 _hooks = threading.Lock()
@@ -118,7 +118,7 @@ def build_stages(name: str, image_size: tuple[int, int], wanted: int, download: 
         if download and (config is None or not config.has_weights):
             raise ModelError(f"model.pretrained: timm has no published weights for {name}. Set model.pretrained=false.")
         options = timm_size(config, image_size)
-        net = _with_download(
+        net = with_download(
             name, download, lambda: timm.create_model(name, pretrained=download, features_only=True, **options)
         )
     mean, std = (config.mean, config.std) if config else (IMAGENET_MEAN, IMAGENET_STD)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cvpipe.errors import ModelError, did_you_mean
-from cvpipe.models.sources import _first_line
+from cvpipe.models.sources import first_line
 
 if TYPE_CHECKING:
     from cvpipe.tasks.spatial import SpatialConfig
@@ -215,5 +215,5 @@ def _make(config: SpatialConfig, build: Any) -> Any:
         return build()
     except Exception as error:  # transformers raises many types; the reason goes on
         raise ModelError(
-            f"{config.where('model.options')}: {config.model.name} can't be built with these: {_first_line(error)}"
+            f"{config.where('model.options')}: {config.model.name} can't be built with these: {first_line(error)}"
         ) from error

@@ -25,6 +25,10 @@ _PROJECTED = 128
 _MOST_DISTANCES = 16_000_000  # in memory at a time, 64 MB
 _CANDIDATES = 4096
 """Patches among which the coreset is chosen before all others are looked at again: few enough for a CPU's cache."""
+_BRIGHTNESS, _CONTRAST = 120.0, 45.0
+"""Mean and standard deviation of the pixels of an equalized image; near those of ImageNet's photos."""
+_LEAST_CONTRAST = 4.0
+"""Standard deviation from which contrast is raised in full: the noise of a blank image stays noise."""
 _NAMES = ("patchcore",)
 
 
@@ -45,6 +49,7 @@ class PatchCore(nn.Module):
         blur: standard deviation of the Gaussian that smooths the heat, pixels of the input.
         normalize: scale each feature to length 1, so that distances are those of directions: brightness and contrast of
             an image count less.
+        equalize: bring each image to the same brightness and contrast first.
     """
 
     bank: torch.Tensor
@@ -63,10 +68,12 @@ class PatchCore(nn.Module):
         top: float = 0.0,
         blur: float = 4.0,
         normalize: bool = False,
+        equalize: bool = False,
     ) -> None:
         super().__init__()
         self.stages, self.positions = stages, tuple(positions)
         self.neighbours, self.top, self.blur, self.normalize = neighbours, top, blur, normalize
+        self.equalize = equalize
         self.head: tuple[str, ...] = ()
         self.note = stages.note
         dimensions = sum(stages.channels[position] for position in positions)
@@ -110,7 +117,10 @@ class PatchCore(nn.Module):
 
     def dense_outputs(self, images: torch.Tensor) -> torch.Tensor:
         """(N, dimensions, h', w') float32, a feature for each place: means of 3x3 cells of all chosen maps."""
-        maps = self.stages(images.to(self.mean.dtype, copy=True).sub_(self.mean).div_(self.std))
+        pixels = images.to(self.mean.dtype, copy=True)
+        if self.equalize:
+            pixels = equalized(pixels, visible(images))
+        maps = self.stages(pixels.sub_(self.mean).div_(self.std))
         found = aggregated([maps[position].float() for position in self.positions])
         return F.normalize(found, dim=1) if self.normalize else found
 
@@ -180,6 +190,7 @@ def build_patchcore(config: Config, pretrained: bool | str, architecture: Mappin
         top=model.top_share,
         blur=model.blur,
         normalize=model.normalize,
+        equalize=model.equalize,
     )
 
 
@@ -195,6 +206,21 @@ def aggregated(maps: Sequence[torch.Tensor]) -> torch.Tensor:
         for one in near
     ]
     return torch.cat(same, dim=1)
+
+
+def equalized(images: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Images of the same brightness and contrast: mean 120 and standard deviation 45 over all channels, in 0..255.
+
+    Args:
+        images: (N, 3, h, w) float in 0..255.
+        seen: (N, h, w) bool; pixels that are not seen neither count nor change.
+    """
+    shown = seen[:, None]
+    count = 3 * shown.sum(dim=(1, 2, 3), keepdim=True)
+    mean = (images * shown).sum(dim=(1, 2, 3), keepdim=True) / count
+    deviation = (((images - mean) * shown).square().sum(dim=(1, 2, 3), keepdim=True) / count).sqrt()
+    changed = (images - mean) / deviation.clamp_min(_LEAST_CONTRAST) * _CONTRAST + _BRIGHTNESS
+    return torch.where(shown, changed.clamp(0, 255), images)
 
 
 def visible(images: torch.Tensor) -> torch.Tensor:

@@ -17,12 +17,12 @@ from cvpipe.models.sources import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Body,
-    _first_line,
-    _json_safe,
-    _with_download,
     classifier,
+    first_line,
+    json_safe,
     timm_config,
     timm_size,
+    with_download,
 )
 from cvpipe.models.weights import fit_state, inside, load_pretrained, read_source
 
@@ -170,7 +170,7 @@ def _smp(
     except Exception as error:  # smp and timm raise many types; the reason goes on
         raise ModelError(
             f"{config.where('model.name')}: {name} on the backbone {backbone} can't be built "
-            f"({_first_line(error)}). Take a backbone with feature maps of several resolutions, such as resnet50."
+            f"({first_line(error)}). Take a backbone with feature maps of several resolutions, such as resnet50."
         ) from error
     if config.model.dropout:
         module.segmentation_head.register_forward_pre_hook(_Dropout(config.model.dropout))
@@ -276,7 +276,7 @@ def _transformers(
     elif own:
         settings = _segformer(config, pretrained)
     else:
-        settings = _with_download(f"hf/{name}", True, lambda: AutoConfig.from_pretrained(name), random_possible=False)
+        settings = with_download(f"hf/{name}", True, lambda: AutoConfig.from_pretrained(name), random_possible=False)
         _check_options(config, settings.to_dict())
         for key, value in config.model.options.items():
             setattr(settings, key, value)
@@ -285,7 +285,7 @@ def _transformers(
     if hasattr(settings, "classifier_dropout_prob"):
         settings.classifier_dropout_prob = config.model.dropout
     if architecture is None and pretrained is True:
-        module = _with_download(
+        module = with_download(
             f"hf/{name}",
             True,
             lambda: AutoModelForSemanticSegmentation.from_pretrained(
@@ -294,14 +294,14 @@ def _transformers(
         )
     else:
         build: Any = AutoModelForSemanticSegmentation.from_config
-        module = _with_download(f"hf/{name}", False, lambda: build(settings))
+        module = with_download(f"hf/{name}", False, lambda: build(settings))
     module.float()  # some checkpoints come in 16 bit; precision is the trainer's choice
     children = [child for child, _ in module.named_children()]
     head = tuple(child for child in children if child not in (module.base_model_prefix, "backbone")) or (children[-1],)
     last = tuple(path for path, _ in module.named_modules() if path.rpartition(".")[2] == "classifier") or head
     saved = {"config": settings.to_diff_dict() | {"model_type": settings.model_type}, "mean": mean, "std": std}
     note = f"weights: transformers {name}" if pretrained is True else Body.note
-    network = Segmenter(Body(module, mean, std, head, _json_safe(saved), note), last)
+    network = Segmenter(Body(module, mean, std, head, json_safe(saved), note), last)
     if architecture is None and isinstance(pretrained, str):
         if pretrained.startswith("package:"):
             raise ModelError(
@@ -352,7 +352,7 @@ def _try(network: Segmenter, config: SpatialConfig, key: str, size: tuple[int, i
         raise ModelError(
             f"{config.where(key)}: {config.model.name}"
             + (f" on {config.model.backbone}" if config.model.name in DECODERS else "")
-            + f" can't take images of {list(size)}: {_first_line(error)}"
+            + f" can't take images of {list(size)}: {first_line(error)}"
         ) from error
     network.train()
     if found.ndim != 4:

@@ -90,7 +90,7 @@ def _timm(
     options: dict[str, Any] = {"num_classes": classes, "drop_rate": dropout, **timm_size(config, size)}
     if download and (config is None or not config.has_weights):
         raise ModelError(f"model.pretrained: timm has no published weights for {name}. Set model.pretrained=false.")
-    module = _with_download(name, download, lambda: timm.create_model(name, pretrained=download, **options))
+    module = with_download(name, download, lambda: timm.create_model(name, pretrained=download, **options))
     mean = tuple(config.mean) if config else IMAGENET_MEAN
     std = tuple(config.std) if config else IMAGENET_STD
     head = config.classifier if config else "head"
@@ -145,7 +145,7 @@ def _torchvision(
         options["aux_logits"] = download
         if not download:
             options["init_weights"] = True
-    module = _with_download(f"torchvision/{name}", download, lambda: tv.get_model(name, weights=chosen, **options))
+    module = with_download(f"torchvision/{name}", download, lambda: tv.get_model(name, weights=chosen, **options))
     if name in ("googlenet", "inception_v3") and download:
         module.aux_logits, module.AuxLogits, module.aux1, module.aux2 = False, None, None, None
     head = _replace_last_layer(module, classes, dropout, name)
@@ -220,7 +220,7 @@ def _transformers(
         config = AutoConfig.for_model(record.pop("model_type"), **record)
         mean, std = tuple(architecture["mean"]), tuple(architecture["std"])
     else:
-        config = _with_download(full, True, lambda: AutoConfig.from_pretrained(name), random_possible=False)
+        config = with_download(full, True, lambda: AutoConfig.from_pretrained(name), random_possible=False)
         try:
             with offline_if_unreachable():
                 processor: Any = AutoImageProcessor.from_pretrained(name)  # type: ignore[no-untyped-call]
@@ -234,7 +234,7 @@ def _transformers(
                 setattr(config, key, dropout)
                 break
     if download:
-        model = _with_download(
+        model = with_download(
             full,
             True,
             lambda: AutoModelForImageClassification.from_pretrained(
@@ -247,15 +247,15 @@ def _transformers(
     heads = tuple(f"model.{p}" for p, _ in model.named_children() if p in ("classifier", "head", "cls_classifier"))
     record = {"config": config.to_diff_dict() | {"model_type": config.model_type}, "mean": mean, "std": std}
     note = f"weights: transformers {name}" if download else Body.note
-    return Body(_LogitsOnly(model, size), mean, std, heads, _json_safe(record), note)
+    return Body(_LogitsOnly(model, size), mean, std, heads, json_safe(record), note)
 
 
-def _json_safe(record: dict[str, Any]) -> dict[str, Any]:
+def json_safe(record: dict[str, Any]) -> dict[str, Any]:
     safe: dict[str, Any] = json.loads(json.dumps(record, default=str))
     return safe
 
 
-def _with_download(
+def with_download(
     name: str, download: bool, build: Callable[[], Any], random_possible: bool = True, packages: bool = True
 ) -> Any:
     """Runs `build`; if it downloads and can't, says which ways are left: `packages` for classifiers, which have one."""
@@ -264,7 +264,7 @@ def _with_download(
             return build()
     except Exception as error:  # timm, torchvision and transformers raise many types; the reason goes on
         if not download:
-            raise ModelError(f"model.name: {name} could not be built: {_first_line(error)}") from error
+            raise ModelError(f"model.name: {name} could not be built: {first_line(error)}") from error
         ways = [
             *(["model.pretrained=false trains from random weights"] if random_possible else []),
             "model.pretrained=FILE takes a weights file (.safetensors or .pth) or a Volume path"
@@ -274,11 +274,11 @@ def _with_download(
             "model.pretrained=models:/NAME@ALIAS takes a model of your registry",
         ]
         raise ModelError(
-            f"model.pretrained: the published weights of {name} could not be downloaded ({_first_line(error)}). "
+            f"model.pretrained: the published weights of {name} could not be downloaded ({first_line(error)}). "
             "Ways out:\n" + "\n".join(f"  - {way}" for way in ways)
         ) from None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     text = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {text[:200]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -56,13 +56,16 @@ class ObjectsDataModule(ImageDataModule):
     """
 
     config: ObjectsConfig
+    kind: ClassVar[Kind]
 
-    def __init__(self, config: ObjectsConfig, splits: Splits, kind: Kind) -> None:
-        self.kind = kind
-        self.processor = ObjectsProcessor(config, splits.labels, kind)
+    def __init__(self, config: ObjectsConfig, splits: Splits) -> None:
+        self.processor = ObjectsProcessor(config, splits.labels, self.kind)
         self.val_items = _val_items(config, splits.val)
-        splits = replace(splits, train=_with_tiles(config, splits.train))
-        super().__init__(config, splits, self.processor.preprocess, _as_list)
+        train, left_out = _with_tiles(config, splits.train)
+        super().__init__(config, replace(splits, train=train), self.processor.preprocess, _as_list)
+        if config.inference.tile:
+            without = f", {left_out} more without objects left out" if left_out else ""
+            self.notes.append(f"inference.tile: training sees {len(train)} tiles and images{without}")
 
     def train_transform(self) -> SampleTransform:
         data, labels = self.config.data, self.splits.labels
@@ -110,15 +113,16 @@ def _val_items(config: ObjectsConfig, val: Split) -> Split:
     return Split(val.name, tuple(val.paths[position] for position, _ in rows), tuple(rows))
 
 
-def _with_tiles(config: ObjectsConfig, train: Split) -> Split:
+def _with_tiles(config: ObjectsConfig, train: Split) -> tuple[Split, int]:
+    """The split with tiles beside whole images, and how many tiles without objects were left out."""
     inference = config.inference
     if not inference.tile:
-        return train
+        return train, 0
     sizes = _sizes(config, train)
-    tiles, _ = tile_split(train, sizes, inference.tile, inference.tile_overlap)
+    tiles, left_out = tile_split(train, sizes, inference.tile, inference.tile_overlap)
     large = train.select([i for i, size in enumerate(sizes) if _views(size, config)])
     groups = None if tiles.groups is None or large.groups is None else (*tiles.groups, *large.groups)
-    return Split(train.name, (*tiles.paths, *large.paths), (*tiles.targets, *large.targets), groups)
+    return Split(train.name, (*tiles.paths, *large.paths), (*tiles.targets, *large.targets), groups), left_out
 
 
 def _sizes(config: ObjectsConfig, split: Split) -> list[tuple[int, int]]:
@@ -139,13 +143,14 @@ class ObjectsModule(TaskModule):
     """A detector with its losses; validation compares what the Predictor would answer with the annotations."""
 
     config: ObjectsConfig
+    kind: ClassVar[Kind]
 
-    def __init__(self, config: ObjectsConfig, labels: Labels, kind: Kind) -> None:
-        network = build_detector(kind, config, labels, config.model.pretrained)
-        super().__init__(config, network, network.head, MONITORS[kind])  # type: ignore[arg-type]
+    def __init__(self, config: ObjectsConfig, labels: Labels) -> None:
+        network = build_detector(self.kind, config, labels, config.model.pretrained)
+        super().__init__(config, network, network.head, MONITORS[self.kind])  # type: ignore[arg-type]
         self.notes.append(str(network.note))
-        self.labels, self.kind = labels, kind
-        self.processor = ObjectsProcessor(config, labels, kind)
+        self.labels = labels
+        self.processor = ObjectsProcessor(config, labels, self.kind)
         self._answers: dict[int, DetectionPrediction] = {}
         self._waiting: list[Outputs] = []
 
@@ -195,7 +200,8 @@ class ObjectsModule(TaskModule):
         positions = sorted(self._answers)
         answers, targets = [self._answers[i] for i in positions], [val[i] for i in positions]
         compared, prefix = _COMPARED[self.kind]
-        found = coco.coco_summary(answers, targets, compared, self.labels.classes)
+        sigmas = self.config.evaluation.oks_sigmas
+        found = coco.coco_summary(answers, targets, compared, self.labels.classes, sigmas)
         # without any object in val there is nothing to find
         for name in ("map", "map_50"):
             self.log(f"val/{prefix}{name}", found.get(name, 0.0), batch_size=len(answers))

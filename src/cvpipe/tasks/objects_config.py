@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
-from cvpipe.config import Fraction
+from cvpipe.config import EvaluationConfig, Fraction
 from cvpipe.tasks.spatial import SpatialConfig, SpatialInferenceConfig, SpatialModelConfig
 
 
@@ -49,8 +51,20 @@ class ObjectsInferenceConfig(SpatialInferenceConfig):
     )
 
 
+class ObjectsEvaluationConfig(EvaluationConfig):
+    """What `cvpipe evaluate`, and the end of training, report."""
+
+    oks_sigmas: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None,
+        description="keypoints: how exactly each point can be placed, as a share of the object's size; left out: "
+        "COCO's for 17 points, else 0.05",
+    )
+
+
 class ObjectsConfig(SpatialConfig):
     """Everything a run depends on."""
+
+    evaluation: ObjectsEvaluationConfig = Field(default_factory=ObjectsEvaluationConfig)
 
     model: ObjectsModelConfig = Field(default_factory=ObjectsModelConfig)
     inference: ObjectsInferenceConfig = Field(default_factory=ObjectsInferenceConfig)

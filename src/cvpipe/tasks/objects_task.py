@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cvpipe.config import Config, DataSource
+from cvpipe.errors import DataError, few
 from cvpipe.predictions import DetectionPrediction
 from cvpipe.task import Processor, Task
 from cvpipe.tasks.objects_config import ObjectsConfig
@@ -45,6 +46,8 @@ def object_task(
     summary: str,
     config: type[ObjectsConfig],
     prediction: type[DetectionPrediction],
+    data_module: Callable[..., ImageDataModule],
+    module: Callable[..., TaskModule],
     models: tuple[ModelInfo, ...],
 ) -> Task:
     """A task whose targets are `Objects`.
@@ -59,8 +62,8 @@ def object_task(
         prediction=prediction,
         load_data=Of(_load_data, kind),
         load_split=Of(_load_split, kind),
-        data_module=Of(_data_module, kind),
-        module=Of(_module, kind),
+        data_module=data_module,
+        module=module,
         network=Of(_network, kind),
         processor=Of(_processor, kind),
         assess=Of(_assess, kind),
@@ -77,25 +80,20 @@ def object_task(
 def _load_data(kind: Kind, config: Config) -> Splits:
     from cvpipe.data.annotated import load_annotated
 
-    return load_annotated(config, kind)
+    splits = load_annotated(config, kind)
+    sigmas = getattr(config.evaluation, "oks_sigmas", None)
+    if sigmas is not None and len(sigmas) != len(splits.labels.keypoints):
+        raise DataError(
+            f"{config.where('evaluation.oks_sigmas')}: found {len(sigmas)} values, expected one for each of the "
+            f"{len(splits.labels.keypoints)} keypoints: {few(splits.labels.keypoints)}."
+        )
+    return splits
 
 
 def _load_split(kind: Kind, source: str | DataSource, config: Config, labels: Labels, name: str) -> Split:
     from cvpipe.data.annotated import load_annotated_split
 
     return load_annotated_split(source, config, labels, name, kind)
-
-
-def _data_module(kind: Kind, config: ObjectsConfig, splits: Splits) -> ImageDataModule:
-    from cvpipe.tasks.objects import ObjectsDataModule
-
-    return ObjectsDataModule(config, splits, kind)
-
-
-def _module(kind: Kind, config: ObjectsConfig, labels: Labels) -> TaskModule:
-    from cvpipe.tasks.objects import ObjectsModule
-
-    return ObjectsModule(config, labels, kind)
 
 
 def _network(kind: Kind, config: ObjectsConfig, labels: Labels, architecture: Mapping[str, Any]) -> torch.nn.Module:
@@ -115,7 +113,8 @@ def _assess(
 ) -> Assessment:
     from cvpipe.metrics.objects import assess_objects
 
-    return assess_objects(predictions, split, config, kind, labels)
+    assert isinstance(config, ObjectsConfig)
+    return assess_objects(predictions, split, config, kind, labels, config.evaluation.oks_sigmas)
 
 
 def _draw(image: PIL.Image.Image, what: Any, labels: Labels) -> PIL.Image.Image:

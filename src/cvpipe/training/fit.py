@@ -101,6 +101,8 @@ def fit(
     module.learning_rate = settings.learning_rate
     data = task.data_module(config, splits)
     data.batch_size = settings.batch_size
+    for note in data.notes:
+        say(note)
     module.total_steps = math.ceil(data.train_batches() / settings.accumulate) * config.training.epochs
     device = choose_device(config.training.device)
     if device.type == "cuda":

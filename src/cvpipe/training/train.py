@@ -213,6 +213,7 @@ def _announce(
 ) -> None:
     """The decisions, and why."""
     from cvpipe.data.module import worker_count
+    from cvpipe.models.catalog import licenses_of
     from cvpipe.utils.device import choose_device, choose_precision
 
     device = choose_device(config.training.device)
@@ -233,6 +234,7 @@ def _announce(
             **({"bad annotations": _bad_annotations(splits, run)} if splits.problems else {}),
             "model": f"{config.model.name}, {parameters / 1e6:.1f} M parameters, {width}x{height} pixels; "
             + "; ".join(module.notes),
+            "licences": str(licenses_of(config) or "not known"),
             "device": f"{device} ({why_device}), precision {precision} ({reason})",
             "loading": f"{worker_count(config.training.num_workers)} processes",
             "training": f"{config.training.epochs} epochs, batches of {settings.batch_size}{effective}, "

@@ -399,3 +399,10 @@ def test_the_commands(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_every_task_that_is_found_has_entries() -> None:
     assert all(task.models for task in task_module.tasks().values())
+
+
+def test_the_start_up_line() -> None:
+    own = {"task": "detection", "model": {"name": "fcos", "pretrained": False}, "data": {"train": "x"}}
+    assert str(licenses_of(parse_config(own))) == "code bsd-3-clause; weights random or your own"
+    own["model"] = {"name": "fcos", "backbone": "tf_efficientnet_lite0", "pretrained": "package:efficientnet-lite0"}
+    assert str(licenses_of(parse_config(own))) == ("code bsd-3-clause; weights apache-2.0 (package:efficientnet-lite0)")

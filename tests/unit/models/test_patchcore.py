@@ -23,6 +23,7 @@ from cvpipe.models.patchcore import (
     aggregated,
     build_patchcore,
     coreset,
+    equalized,
     gaussian_blur,
     nearest,
     reweighted,
@@ -194,6 +195,36 @@ def test_normalized_features_do_not_know_their_length(network: PatchCore) -> Non
     found = other.dense_outputs(images(6))
     torch.testing.assert_close(found.norm(dim=1), torch.ones_like(found[:, 0]))
     torch.testing.assert_close(found, F.normalize(network.dense_outputs(images(6)), dim=1))
+
+
+@given(SEEDS, st.floats(0.3, 1.2), st.floats(-30, 30))
+@settings(max_examples=30, deadline=None)
+def test_equalized_images_do_not_know_light_and_exposure(seed: int, gain: float, offset: float) -> None:
+    grey = torch.randn((2, 3, 24, 24), generator=torch.Generator().manual_seed(seed)) * 20 + 120
+    seen = torch.ones((2, 24, 24), dtype=torch.bool)
+    seen[1, :5] = False
+    found = equalized(grey, seen)
+    torch.testing.assert_close(found[0].mean(), torch.tensor(120.0), atol=0.5, rtol=0)
+    torch.testing.assert_close(found[0].std(correction=0), torch.tensor(45.0), atol=1, rtol=0)
+    assert torch.equal(found[1, :, :5], grey[1, :, :5]), "the bars stay as they are"
+    other = torch.where(seen[:, None], (grey - 120) * gain + 120 + offset, grey)
+    torch.testing.assert_close(equalized(other, seen), found, atol=0.01, rtol=0)
+
+
+def test_noise_of_a_blank_image_stays_noise() -> None:
+    blank = torch.full((1, 3, 24, 24), 80.0) + torch.rand((1, 3, 24, 24))
+    found = equalized(blank, torch.ones((1, 24, 24), dtype=torch.bool))
+    assert found.std() < 5
+    assert not found.isnan().any()
+
+
+def test_equalizing_is_part_of_the_network(network: PatchCore) -> None:
+    other = PatchCore(network.stages, network.positions, equalize=True)
+    bright = images(6).float() * 0.5 + 60
+    torch.testing.assert_close(
+        other.dense_outputs(bright), other.dense_outputs(images(6).float()), atol=1e-3, rtol=1e-3
+    )
+    assert build_patchcore(config(equalize=True), False).equalize
 
 
 def test_an_images_answer_does_not_depend_on_its_batch(network: PatchCore) -> None:

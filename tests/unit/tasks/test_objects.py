@@ -24,6 +24,7 @@ from cvpipe.config_file import load_config
 from cvpipe.data.geometry import fit_geometry
 from cvpipe.data.targets import decode_rle
 from cvpipe.data.tiles import view_geometry
+from cvpipe.errors import DataError
 from cvpipe.metrics.coco import coco_summary
 from cvpipe.models.detectors import Kind
 from cvpipe.predictions import InstancePrediction, KeypointPrediction
@@ -388,3 +389,34 @@ def test_the_example_is_coco(tmp_path: Path) -> None:
         assert 0 <= y <= y + height <= 64
         points = np.reshape(record["keypoints"], (-1, 3))
         assert ((points[:, 0] >= x) & (points[:, 0] <= x + width)).all()
+
+
+def test_one_object_networks_refuse_images_with_several(tmp_path: Path) -> None:
+    run = Run("points", tmp_path)
+    run.module.network.one_object = True  # type: ignore[assignment]
+    several = sum(len(target) > 1 for target in run.splits.train.targets)
+    with pytest.raises(DataError, match=rf"{several} images of train have several.*model.name=keypointrcnn"):
+        run.validate()
+
+
+def test_sigmas_of_keypoints(tmp_path: Path) -> None:
+    run = Run("points", tmp_path)
+    val, labels = run.splits.val, run.splits.labels
+    # a tenth of an object's size beside where they should be
+    found = [
+        KeypointPrediction(
+            labels.classes,
+            boxes=target.boxes,
+            scores=np.ones(len(target), np.float32),
+            indices=target.labels,
+            points=target.points + np.float32([0.1 * target.areas.mean() ** 0.5, 0, 0]),
+        )
+        for target in val.targets
+    ]
+    values = []
+    for sigma in (0.02, 0.2):
+        config = run.config.replace(**{"evaluation.bootstrap": 0, "evaluation.oks_sigmas": [sigma] * 4})
+        values.append(run.task.assess(found, val, config, labels).metrics["oks_map"].value)
+    assert values[0] < 0.1 < 0.8 < values[1]
+    with pytest.raises(DataError, match=r"evaluation.oks_sigmas: found 3 values, expected one for each of the 4"):
+        run.task.load_data(run.config.replace(**{"evaluation.oks_sigmas": [0.1] * 3}))

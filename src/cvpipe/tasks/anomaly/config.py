@@ -38,6 +38,9 @@ class AnomalyModelConfig(ModelConfig):
         False,
         description="compare directions of features, not lengths: where good images differ in brightness and contrast",
     )
+    equalize: bool = Field(
+        False, description="bring each image to the same brightness and contrast first: where light and exposure vary"
+    )
     blur: float = Field(4.0, ge=0, le=64, description="smoothing of the heat map: standard deviation, pixels")
 
     @model_validator(mode="after")
