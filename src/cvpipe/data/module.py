@@ -51,9 +51,9 @@ class ImageDataModule(LightningDataModule):
         """The same for validation, without randomness."""
         return ImageOnly(self.preprocess, None)
 
-    def train_batches(self) -> int:
-        """Batches of one epoch."""
-        return len(self._batches(self.splits.train, shuffle=True))
+    def train_batches(self, world_size: int = 1) -> int:
+        """Batches of one epoch, the same number for each of so many processes."""
+        return len(self._batches(self.splits.train, shuffle=True, world_size=world_size))
 
     def train_dataloader(self) -> Loader:
         return self._loader(self.splits.train, self.train_transform(), train=True)
@@ -67,10 +67,17 @@ class ImageDataModule(LightningDataModule):
         batches = self._batches(split, shuffle=train)
         return Loader(dataset, batches, self.collate_targets, worker_count(self.config.training.num_workers))
 
-    def _batches(self, split: Split, shuffle: bool) -> EpochBatches:
-        weights = self.weights if shuffle else None
-        seed = self.config.training.seed
-        return EpochBatches(len(split), self.batch_size, shuffle=shuffle, seed=seed, weights=weights)
+    def _batches(self, split: Split, shuffle: bool, world_size: int | None = None) -> EpochBatches:
+        trainer = self.trainer
+        return EpochBatches(
+            len(split),
+            self.batch_size,
+            shuffle=shuffle,
+            seed=self.config.training.seed,
+            weights=self.weights if shuffle else None,
+            rank=trainer.global_rank if trainer and world_size is None else 0,
+            world_size=world_size or (trainer.world_size if trainer else 1),
+        )
 
 
 def worker_count(setting: int | str) -> int:

@@ -20,6 +20,7 @@ from cvpipe.data.loader import Batch, ImageDataset, ImageOnly, Loader
 from cvpipe.data.module import ImageDataModule, worker_count
 from cvpipe.data.splits import Split
 from cvpipe.data.transforms import Augment, resize
+from cvpipe.errors import DataError
 from cvpipe.tasks.classification.data import ClassificationDataModule, CollateTargets, class_weights
 from cvpipe.types import Labels
 
@@ -162,6 +163,39 @@ def test_epoch_batches(size: int, batch_size: int, epoch: int, shuffle: bool) ->
         assert sizes[-1] <= batch_size + 1
     else:
         assert sizes[-1] <= batch_size
+
+
+@given(st.integers(1, 90), st.integers(1, 9), st.integers(1, 7), st.integers(0, 3), st.booleans())
+def test_processes_share_the_images(size: int, batch_size: int, world: int, epoch: int, shuffle: bool) -> None:
+    if shuffle and size < world:
+        with pytest.raises(DataError, match=f"{size} images are too few for {world} processes"):
+            EpochBatches(size, batch_size, shuffle=True, seed=3, world_size=world)
+        return
+    parts = [
+        EpochBatches(size, batch_size, shuffle=shuffle, seed=3, rank=rank, world_size=world) for rank in range(world)
+    ]
+    for part in parts:
+        part.set_epoch(epoch)
+    found = [list(part) for part in parts]
+    assert [len(batches) for batches in found] == [len(part) for part in parts]
+    keys = [key for batches in found for batch in batches for key in batch]
+    alone = EpochBatches(size, batch_size * world if shuffle else batch_size, shuffle=shuffle, seed=3)
+    alone.set_epoch(epoch)
+    assert sorted(keys) == sorted(key for batch in alone for key in batch), "each image once, and augmented the same"
+    if shuffle:
+        assert len({len(batches) for batches in found}) == 1, "a process without a batch would let the others wait"
+        for step in zip(*found, strict=True):
+            sizes = [len(batch) for batch in step]
+            assert max(sizes) - min(sizes) <= 1
+            assert min(sizes) >= 1
+        together = [sorted(key for batch in step for key in batch) for step in zip(*found, strict=True)]
+        if size % (batch_size * world) == 0:
+            assert together == [sorted(batch) for batch in alone], "a step is the same for any number of processes"
+    else:
+        assert max(map(len, found)) - min(map(len, found)) <= 1
+    for part, batches in zip(parts, found, strict=True):
+        part.start = len(part) // 2
+        assert list(part) == batches[len(part) // 2 :], "going on from a checkpoint"
 
 
 def test_weights_draw_rare_images_more_often() -> None:
