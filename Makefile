@@ -22,7 +22,7 @@ $(VENV)/.demo: $(BIN)/uv pyproject.toml $(LOCK)
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/uv pyproject.toml $(LOCK)
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c $(LOCK) -e '.[dev,models,pretrained]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c $(LOCK) -e '.[dev,models,pretrained,delta]'
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo  ## train, evaluate, register and predict on scanned digits
@@ -45,7 +45,14 @@ format: $(VENV)/.dev  ## let ruff format and mend the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev  ## benchmarks against peers: prints ratios, writes benchmarks/results/
+# the other loaders: what they share with the development environment comes from there
+$(VENV)/.peers: $(VENV)/.dev benchmarks/requirements.txt benchmarks/overrides.txt
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/peers
+	$(BIN)/uv pip install --quiet --python $(VENV)/peers/bin/python --overrides benchmarks/overrides.txt -r benchmarks/requirements.txt
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(VENV)/peers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/cvpipe-dev.pth"
+	@touch $@
+
+bench: $(VENV)/.dev $(VENV)/.peers  ## benchmarks against peers: prints ratios, writes benchmarks/results/
 	$(BIN)/python -m benchmarks
 
 lock: $(BIN)/uv  ## compile requirements/lock.txt from pyproject.toml

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [train] [loader] [batch] [cli]`: measures, prints ratios, writes results/latest.json."""
+"""`python -m benchmarks [NAME]...`: measures, prints ratios, writes results/latest.json."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import batch, cli, loader, train
+from benchmarks import batch, cli, data_check, loader, loader_inside, loader_peers, train
 from benchmarks.compare import ROOT, Comparison, Options, machine
 
 BENCHMARKS: dict[str, Callable[[Options, Path], list[Comparison]]] = {
     "cli": cli.measure,
     "loader": loader.measure,
+    "overhead": loader_inside.measure_overhead,
+    "memory": loader_inside.measure_memory,
+    "peers": loader_peers.measure,
     "batch": batch.measure,
+    "data_check": data_check.measure,
     "train": train.measure,
 }
 
@@ -68,8 +72,8 @@ def _line(comparison: Comparison) -> str:
     verdict = "" if comparison.goal is None else f"  goal {bound} {comparison.goal:g}{mark}: "
     verdict += "" if comparison.goal is None else ("reached" if comparison.reached else "MISSED")
     return (
-        f"{comparison.name:<15} {comparison.value:6.3f}{mark} ({low:.3f} to {high:.3f}; {sides}){verdict}\n"
-        f"{'':<15} {comparison.what}"
+        f"{comparison.name:<24} {comparison.value:6.3f}{mark} ({low:.3f} to {high:.3f}; {sides}){verdict}\n"
+        f"{'':<24} {comparison.what}"
     )
 
 

@@ -120,9 +120,9 @@ def alternate(engines: Sequence[str], settings: Mapping[str, Any], times: int) -
     return found
 
 
-def run_engine(engine: str, settings: Mapping[str, Any]) -> dict[str, float]:
+def run_engine(engine: str, settings: Mapping[str, Any], python: str = sys.executable) -> dict[str, float]:
     """Calls the function in a fresh process and returns the figures that it returned."""
-    command = [sys.executable, "-m", "benchmarks.engine", engine, json.dumps(dict(settings))]
+    command = [python, "-m", "benchmarks.engine", engine, json.dumps(dict(settings))]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=RUN_TIMEOUT_SECONDS, env=_environment(), check=False
     )

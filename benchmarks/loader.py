@@ -66,6 +66,7 @@ def cvpipe_normalised(folder: str, batches: int, jitter: float) -> dict[str, flo
 
 def _our_loader(folder: str, jitter: float) -> Any:
     from cvpipe.config_file import parse_config
+    from cvpipe.data.prepared import read_splits
     from cvpipe.task import find_task
 
     config = parse_config(
@@ -81,7 +82,7 @@ def _our_loader(folder: str, jitter: float) -> Any:
         }
     )
     task = find_task("classification")
-    return task.data_module(config, task.load_data(config)).train_dataloader()
+    return task.data_module(config, read_splits(task, config)).train_dataloader()
 
 
 def torchvision(folder: str, batches: int, jitter: float) -> dict[str, float]:
@@ -113,10 +114,10 @@ def torchvision(folder: str, batches: int, jitter: float) -> dict[str, float]:
     return _rate((images for images, _ in loader), batches)
 
 
-def _rate(images: Iterable[Any], batches: int) -> dict[str, float]:
+def _rate(images: Iterable[Any], batches: int, warm_up: int = WARMUP) -> dict[str, float]:
     """Images a second once the worker processes have started and the first buffers are used up."""
     source = iter(images)
-    for _ in range(WARMUP):
+    for _ in range(warm_up):
         next(source)
     start = time.perf_counter()
     count = sum(len(next(source)) for _ in range(batches))

@@ -133,8 +133,9 @@ class DataConfig(Section):
     """Where the images are and how they become tensors. `data: PATH` is short for `data: {train: PATH}`."""
 
     train: str | DataSource = Field(
-        description="a folder, a manifest (.csv, .parquet, .jsonl), `demo:NAME`, or a mapping with `images` and "
-        "`annotations` or `masks`"
+        description="a folder, a manifest (.csv, .parquet, .jsonl), `demo:NAME`, a mapping with `images` and "
+        "`annotations` or `masks`; or what `cvpipe data prepare` made: a folder of shards, `delta:PATH`, "
+        "`delta:PATH@7`, catalog.schema.table"
     )
     val: str | float | DataSource | None = Field(
         None,
@@ -157,6 +158,16 @@ class DataConfig(Section):
     )
     crop_pct: float = Field(0.875, gt=0, le=1, description="share of the short side that the centre crop keeps")
     max_bad_fraction: Fraction = Field(0.01, description="unreadable images that training accepts, as a share")
+    scaled_decoding: bool = Field(
+        True,
+        description="decode JPEGs from a megapixel on at 1/2, 1/4 or 1/8 of their size where the network needs no more",
+    )
+    cache: str | None = Field(
+        None,
+        description="local folder for copies of files, shards and Delta tables; left out: files and shards are read "
+        "where they lie, tables are copied to ~/.cache/cvpipe",
+    )
+    cache_gb: float = Field(100.0, gt=0, description="gigabytes of single files that the cache may hold")
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="random changes to training images")
 
     @model_validator(mode="before")
@@ -173,7 +184,7 @@ class TrainingConfig(Section):
 
     batch_size: int = Field(32, ge=1, description="images a step and device; halved if memory runs out")
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        "auto", description="processes that load data; auto: up to 8"
+        "auto", description="processes that load data; auto: by the CPUs, up to 8, or tried out where the run is long"
     )
     epochs: int = Field(10, ge=1, description="passes over the training images")
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
@@ -217,6 +228,57 @@ class EvaluationConfig(Section):
     gallery: int = Field(24, ge=0, description="most confident mistakes shown in the report")
 
 
+Limit = Annotated[float, Field(ge=0)] | None
+"""Findings that are accepted: a number, or below 1 a share of what was looked at. None: any number."""
+
+
+class CheckLimits(Section):
+    """Findings that `cvpipe data check` accepts: a number, or below 1 a share. More: exit code 1. null: any number."""
+
+    unreadable: Limit = Field(0, description="files that can't be decoded; of the images")
+    leakage: Limit = Field(0, description="images of val or test that are in an earlier split too; of the images")
+    label_conflict: Limit = Field(0, description="images with the same content and another label; of the images")
+    duplicate: Limit = Field(None, description="images with the same content in one split; of the images")
+    near_duplicate: Limit = Field(None, description="images that are nearly the same; of the images")
+    similar: Limit = Field(None, description="images whose features are nearly the same; of the images")
+    label_error: Limit = Field(None, description="labels that the features contradict; of the images or boxes")
+    outlier: Limit = Field(None, description="images far from all others; of the images")
+    blank: Limit = Field(None, description="images of one colour; of the images")
+    dark: Limit = Field(None, description="very dark images; of the images")
+    bright: Limit = Field(None, description="very bright images; of the images")
+    blurred: Limit = Field(None, description="images without any sharp edge; of the images")
+    odd_size: Limit = Field(None, description="images far smaller or larger than most; of the images")
+    odd_aspect: Limit = Field(None, description="images far wider or taller than most; of the images")
+    odd_mode: Limit = Field(None, description="images of a rare colour mode; of the images")
+    missing_class: Limit = Field(None, description="classes that a split has no example of; of the classes")
+    rare_class: Limit = Field(None, description="classes with few examples in train; of the classes")
+    annotation: Limit = Field(None, description="annotations that are wrong in another way; of the annotations")
+    box_outside: Limit = Field(None, description="boxes outside the image or over its border; of the annotations")
+    box_degenerate: Limit = Field(None, description="boxes without area; of the annotations")
+    box_tiny: Limit = Field(None, description="boxes under 3 pixels at `data.image_size`; of the annotations")
+    box_aspect: Limit = Field(None, description="boxes that are very long and thin; of the annotations")
+    box_duplicate: Limit = Field(None, description="boxes that lie on another one; of the annotations")
+    mask_values: Limit = Field(None, description="masks with values that no class has, or broken; of the images")
+    empty_annotation: Limit = Field(None, description="images without any annotated object; of the images")
+
+
+class CheckConfig(Section):
+    """What `cvpipe data check` looks at, and what makes it fail."""
+
+    features: Literal["auto", "network", "plain", "none"] = Field(
+        "auto",
+        description="what images are compared by: network (`package:efficientnet-lite0`), plain (thumbnail, colours, "
+        "edges), none (no look-alikes, label errors, outliers); auto: network where its package is installed",
+    )
+    crops: bool = Field(False, description="look for label errors of boxes, too, by features of what is in them")
+    near_bits: int = Field(10, ge=0, le=16, description="bits of 64 in which hashes of near duplicates may differ")
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="processes that read images; auto: one a CPU; 0: none but this one"
+    )
+    gallery: int = Field(24, ge=0, description="pictures of each check in the report")
+    limits: CheckLimits = Field(default_factory=CheckLimits, description="findings that are accepted")
+
+
 class InferenceConfig(Section):
     """How the model is applied; travels with the model."""
 
@@ -253,6 +315,7 @@ class Config(Section):
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     inference: InferenceConfig = Field(default_factory=InferenceConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    check: CheckConfig = Field(default_factory=CheckConfig)
 
     # dotted key -> "file:line", so that later errors can say where a value was set
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)

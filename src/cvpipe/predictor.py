@@ -120,16 +120,18 @@ class Predictor:
     def prepare(self, image: Any) -> Prepared | Failure:
         """Decodes, cuts into views where the task asks for it, and resizes."""
         from cvpipe.data.decode import read_image
+        from cvpipe.data.jpeg import pixels_of
 
+        config = self.bundle.config
         try:
-            pixels = read_image(image, self.bundle.config.inference.max_pixels)
+            pixels = read_image(image, config.inference.max_pixels, lazy=config.data.scaled_decoding)
         except ImageError as error:
             return Failure(str(error))
         height, width = int(pixels.shape[1]), int(pixels.shape[2])
         try:
             views = self.processor.views((height, width))
             parts = [_cut(pixels, view) for view in views] or [pixels]
-            return Prepared([self.processor.preprocess(part) for part in parts], views, (height, width))
+            return Prepared([pixels_of(self.processor.preprocess(part)) for part in parts], views, (height, width))
         except (ImageError, ValueError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             return Failure(f"the image of {width}x{height} pixels can't be prepared: {reason}")

@@ -61,6 +61,8 @@ def images(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     deep = np.asarray(_photo(digits, 8, (70, 90)).convert("L")).astype(np.uint16) * 257
     save("deep.png", Image.fromarray(deep))
     save("exact.png", _photo(digits, 9, (32, 32)))
+    # large enough to be decoded at an eighth of its size
+    save("large.jpg", _photo(digits, 10, (1403, 1001)), exif=exif, quality=92)
     return made
 
 

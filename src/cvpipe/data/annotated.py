@@ -81,7 +81,8 @@ def load_annotated(config: Config, kind: Kind) -> Splits:
     if merged[1:]:
         splits["train"] = _joined(built["train"].split, built["val"].split)
     _check_not_empty(splits, config, problems, kind, [labels for name in merged for labels in built[name].present])
-    if "val" not in splits:
+    held_out = "val" not in splits
+    if held_out:
         present = [labels for name in merged for labels in built[name].present]
         strata = _strata(present, val_share(config))
         splits["train"], splits["val"], held = hold_out_val(config, splits["train"], strata)
@@ -99,6 +100,7 @@ def load_annotated(config: Config, kind: Kind) -> Splits:
         tuple(notes),
         problems=problems,
         annotations=annotations,
+        held_out=held_out,
     )
 
 

@@ -1,7 +1,7 @@
 """Encoded bytes -> (3, height, width) uint8 RGB. The only place where pixels come into being.
 
-JPEG takes torchvision's decoder, the fastest one measured; everything that it does not handle (CMYK, missing end
-marker, other formats) takes Pillow. Both apply the EXIF orientation.
+JPEG takes torchvision's decoder, or a scaled one where the caller asks for it (see `jpeg`); everything that these do
+not handle (CMYK, missing end marker, other formats) takes Pillow. All apply the EXIF orientation.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from cvpipe.data.jpeg import LEAST_PIXELS, LazyJpeg, decode_whole, first_line, orientation, read_frame
 from cvpipe.data.store import read_bytes
 from cvpipe.errors import ImageError
 
@@ -25,24 +26,23 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 MAX_PIXELS = 178_956_970
 """Pillow's limit, at which it takes an image for a decompression bomb."""
 
-_EXIF_ORIENTATION = 0x0112
-_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
-
-def read_image(image: Any, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+def read_image(image: Any, max_pixels: int = MAX_PIXELS, *, lazy: bool = False) -> torch.Tensor:
     """Any accepted form of an image -> (3, height, width) uint8 RGB.
 
     Args:
         image: a path, encoded bytes, an array (height, width, 3) or (height, width) uint8 RGB or grey, a tensor
             (3, height, width) uint8 RGB, or a Pillow image.
+        lazy: a large JPEG may come as a `LazyJpeg`, which `transforms.resize` decodes no larger than it has to. An
+            ImageError may then come from the first use of the pixels.
 
     Raises:
         ImageError: the image is missing, broken, larger than `max_pixels`, or of a kind without a meaning in RGB.
     """
     if isinstance(image, (str, Path)):
-        return decode(read_bytes(image), max_pixels)
+        return decode(read_bytes(image), max_pixels, lazy=lazy)
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return decode(bytes(image), max_pixels)
+        return decode(bytes(image), max_pixels, lazy=lazy)
     if isinstance(image, torch.Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
             raise ImageError(f"expected a tensor (3, height, width) uint8, found {tuple(image.shape)} {image.dtype}")
@@ -64,12 +64,16 @@ def read_values(path: str | Path) -> np.ndarray[Any, Any]:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(path) as file:
+        data = read_bytes(path)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+    try:
+        with Image.open(io.BytesIO(data)) as file:
             image: PIL.Image.Image = file
             if file.format == "JPEG":
                 raise ImageError(f"{path}: a JPEG can't hold a mask: its compression changes the values. Use PNG.")
             image.load()
-            if _orientation(image) != 1:
+            if orientation(image) != 1:
                 image = ImageOps.exif_transpose(image)
             if image.mode == "1":
                 return np.asarray(image, dtype=np.uint8)
@@ -79,52 +83,22 @@ def read_values(path: str | Path) -> np.ndarray[Any, Any]:
     except UnidentifiedImageError:
         raise ImageError(f"{path}: not an image file (no known format)") from None
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path}: {_first_line(error)}") from None
+        raise ImageError(f"{path}: {first_line(error)}") from None
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
-    """Encoded bytes -> (3, height, width) uint8 RGB, upright. Raises ImageError."""
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, *, lazy: bool = False) -> torch.Tensor:
+    """Encoded bytes -> (3, height, width) uint8 RGB, upright; `lazy` as in `read_image`. Raises ImageError."""
     if not data:
         raise ImageError("the file is empty")
     if data[:2] == b"\xff\xd8":
-        frame = _jpeg_frame(data)
+        frame = read_frame(data)
         if frame is not None:
-            height, width, components = frame
-            _check_pixels(height, width, max_pixels)
-            if components in (1, 3) and data.rfind(b"\xff\xd9", len(data) - 4096) >= 0:
-                return _decode_jpeg(data)
+            _check_pixels(frame.height, frame.width, max_pixels)
+            if frame.components in (1, 3) and data.rfind(b"\xff\xd9", len(data) - 4096) >= 0:
+                if lazy and frame.height * frame.width >= LEAST_PIXELS:
+                    return LazyJpeg.of(data, frame)
+                return decode_whole(data)
     return _decode_pillow(data, max_pixels)
-
-
-def _decode_jpeg(data: bytes) -> torch.Tensor:
-    from torchvision.io import ImageReadMode, decode_jpeg
-
-    # a bytearray, because torch warns about memory that it may not write to
-    buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    try:
-        pixels: torch.Tensor = decode_jpeg(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-        return pixels
-    except RuntimeError as error:
-        raise ImageError(f"broken JPEG: {_first_line(error)}") from None
-
-
-def _jpeg_frame(data: bytes) -> tuple[int, int, int] | None:
-    """(height, width, components) from the frame header; None where there is none."""
-    position, end = 2, len(data)
-    while position + 9 < end:
-        if data[position] != 0xFF:
-            return None
-        marker = data[position + 1]
-        if marker in _START_OF_FRAME:
-            height, width, components = struct.unpack_from(">HHB", data, position + 5)
-            return (height, width, components)
-        if marker == 0xFF:
-            position += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:
-            position += 2
-        else:
-            position += 2 + struct.unpack_from(">H", data, position + 2)[0]
-    return None
 
 
 def _decode_pillow(data: bytes, max_pixels: int) -> torch.Tensor:
@@ -135,7 +109,7 @@ def _decode_pillow(data: bytes, max_pixels: int) -> torch.Tensor:
     except UnidentifiedImageError:
         raise ImageError("not an image file (no known format)") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(f"broken image: {_first_line(error)}") from None
+        raise ImageError(f"broken image: {first_line(error)}") from None
     return _from_pillow(image, max_pixels)
 
 
@@ -145,7 +119,7 @@ def _from_pillow(image: PIL.Image.Image, max_pixels: int) -> torch.Tensor:
     _check_pixels(image.height, image.width, max_pixels)
     try:
         image.load()
-        if _orientation(image) != 1:
+        if orientation(image) != 1:
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I") or image.mode == "F":
             return _from_deep(np.asarray(image), image.mode)
@@ -155,15 +129,7 @@ def _from_pillow(image: PIL.Image.Image, max_pixels: int) -> torch.Tensor:
             image = Image.alpha_composite(canvas, rgba)
         return _from_array(np.asarray(image.convert("RGB")))
     except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
-        raise ImageError(f"broken image: {_first_line(error)}") from None
-
-
-def _orientation(image: PIL.Image.Image) -> int:
-    """The EXIF orientation 1..8; 1 where the EXIF block can't be read: the pixels are as good as without one."""
-    try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except (OSError, ValueError, TypeError, SyntaxError, KeyError, struct.error):
-        return 1
+        raise ImageError(f"broken image: {first_line(error)}") from None
 
 
 def _from_deep(grey: np.ndarray[Any, Any], mode: str) -> torch.Tensor:
@@ -191,7 +157,3 @@ def _check_pixels(height: int, width: int, max_pixels: int) -> None:
         raise ImageError(f"{width}x{height} pixels are more than the limit of {max_pixels}")
     if height * width == 0:
         raise ImageError(f"{width}x{height} pixels: the image is empty")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -16,7 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from cvpipe.data.batches import EpochBatches, Key, seed_of
 from cvpipe.data.decode import read_image
+from cvpipe.data.jpeg import pixels_of
 from cvpipe.data.splits import BadFile, Split
+from cvpipe.data.workers import PREFETCH
 from cvpipe.errors import ImageError
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
@@ -74,15 +76,24 @@ class ImageDataset(Dataset[Any]):
 
     Args:
         replace: whether another image takes the place of a broken one (training), or it is left out (validation).
+        scaled: whether large JPEGs are decoded no larger than the transform needs them (`data.scaled_decoding`).
     """
 
-    def __init__(self, split: Split, transform: SampleTransform, seed: int, max_pixels: int, replace: bool) -> None:
+    def __init__(
+        self,
+        split: Split,
+        transform: SampleTransform,
+        seed: int,
+        max_pixels: int,
+        replace: bool,
+        scaled: bool = True,
+    ) -> None:
         # numpy strings: a list of a million Python strings is copied page by page into every worker
         self.paths = np.array(split.paths)
         self.split_name = split.name
         self.targets = split.targets
         self.transform, self.replace = transform, replace
-        self.seed, self.max_pixels = seed, max_pixels
+        self.seed, self.max_pixels, self.scaled = seed, max_pixels, scaled
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -95,9 +106,10 @@ class ImageDataset(Dataset[Any]):
             position = (index + offset) % len(self)
             path = str(self.paths[position])
             try:
-                image = read_image(path, self.max_pixels)
+                image = read_image(path, self.max_pixels, lazy=self.scaled)
                 target = self.targets[position]
                 image, target = self.transform(image, target, seed_of(self.seed, epoch, place), self._another)
+                image = pixels_of(image)
             except ImageError as error:
                 bad.append(BadFile(self.split_name, path, str(error)))
                 continue
@@ -107,7 +119,7 @@ class ImageDataset(Dataset[Any]):
     def _another(self, number: int) -> tuple[torch.Tensor, Any] | None:
         position = number % len(self)
         try:
-            return read_image(str(self.paths[position]), self.max_pixels), self.targets[position]
+            return read_image(str(self.paths[position]), self.max_pixels, lazy=self.scaled), self.targets[position]
         except ImageError:  # reported when its own turn comes
             return None
 
@@ -116,7 +128,12 @@ class Loader(DataLoader[Batch]):
     """A DataLoader whose position can be saved and taken up again in mid-epoch (Lightning's stateful protocol)."""
 
     def __init__(
-        self, dataset: ImageDataset, batches: EpochBatches, collate_targets: Callable[[list[Any]], Any], workers: int
+        self,
+        dataset: ImageDataset,
+        batches: EpochBatches,
+        collate_targets: Callable[[list[Any]], Any],
+        workers: int,
+        prefetch: int = PREFETCH,
     ) -> None:
         super().__init__(
             dataset,
@@ -125,7 +142,7 @@ class Loader(DataLoader[Batch]):
             collate_fn=Collate(collate_targets),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=prefetch if workers else None,
             worker_init_fn=_one_thread,
             # its own generator: the global random state must not depend on how often a loader was started
             generator=torch.Generator().manual_seed(0),

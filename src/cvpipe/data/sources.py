@@ -59,13 +59,16 @@ def load_classification(config: Config) -> Splits:
         raise DataError(f"{config.where('data.train')}: no training images in {data.train}.")
     classes = _classes(by_split, config, multi_label)
     splits = {name: _split(name, rows, classes, multi_label) for name, rows in by_split.items() if rows}
-    if "val" not in splits:
+    held_out = "val" not in splits
+    if held_out:
         strata = rarest([row[1] for row in by_split["train"]], "")
         splits["train"], splits["val"], held = hold_out_val(config, splits["train"], strata)
         notes.append(held)
     labels = Labels(classes=classes, multi_label=multi_label)
     check_num_classes(config, classes)
-    return Splits(splits["train"], splits["val"], splits.get("test"), labels, kind, tuple(notes), tuple(bad))
+    return Splits(
+        splits["train"], splits["val"], splits.get("test"), labels, kind, tuple(notes), tuple(bad), held_out=held_out
+    )
 
 
 def _only(

@@ -84,6 +84,7 @@ class Splits:
         bad: files that can't be used.
         problems: what is wrong with annotations.
         annotations: how many were read, those that can't be used included; 0 where targets are no annotations.
+        held_out: whether val was held out of train; False where the source or the config names it.
     """
 
     train: Split
@@ -95,6 +96,7 @@ class Splits:
     bad: tuple[BadFile, ...] = field(default=())
     problems: tuple[Problem, ...] = ()
     annotations: int = 0
+    held_out: bool = False
 
     def all(self) -> list[Split]:
         return [split for split in (self.train, self.val, self.test) if split is not None]

@@ -15,6 +15,7 @@ import torch
 
 from cvpipe.data.geometry import Floats, Geometry, Size, fit_geometry
 from cvpipe.data.splits import Split
+from cvpipe.data.store import open_bytes
 from cvpipe.data.targets import Objects, Tiled, swapped
 from cvpipe.errors import ImageError
 from cvpipe.types import View
@@ -301,12 +302,12 @@ def image_size(path: str | Path) -> Size:
     """(height, width) of the upright image, from the file's head. Raises ImageError."""
     from PIL import Image
 
-    from cvpipe.data.decode import _orientation
+    from cvpipe.data.jpeg import orientation
 
     try:
-        with Image.open(path) as image:
+        with open_bytes(path) as file, Image.open(file) as image:
             width, height = image.size
-            turned = _orientation(image) >= 5
+            turned = orientation(image) >= 5
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ImageError(f"{path}: {error}") from None
     return (width, height) if turned else (height, width)

@@ -10,12 +10,18 @@ import torch
 from torch.nn import functional as F
 
 from cvpipe.config import AugmentConfig
+from cvpipe.data.jpeg import LazyJpeg
 
 PAD_GREY = 114
 
 
 def resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(3, H, W) uint8 -> (3, height, width) uint8, bilinear with antialiasing."""
+    """(3, H, W) uint8 -> (3, height, width) uint8, bilinear with antialiasing. A LazyJpeg is decoded to fit."""
+    if isinstance(image, LazyJpeg):
+        scaled = image.resized(size)
+        if scaled is not None:
+            return scaled
+        image = image.pixels()
     if image.shape[1:] == size:
         return image
     # (1, 3, H, W) made from NHWC: only then torch sees that pixels lie together, and keeps it so. Faster here, and the

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cvpipe.data.splits import BadFile, Problem, Split, Splits
-from cvpipe.errors import DataError
+from cvpipe.data.store import open_bytes, refresh
+from cvpipe.errors import DataError, ImageError
 
 _TAIL = 64
 _END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
@@ -24,20 +25,27 @@ def check_file(path: str) -> str | None:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Path(path).open("rb") as file:
+        refresh(path)
+        with open_bytes(path) as file:
             kind = Image.open(file).format or ""
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
             tail = file.read()
     except UnidentifiedImageError:
-        return "the file is empty" if Path(path).stat().st_size == 0 else "not an image file (no known format)"
+        return "not an image file (no known format)" if _has_bytes(path) else "the file is empty"
+    except ImageError as error:
+        return str(error)
     except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         return f"can't be opened: {(str(error).splitlines() or [type(error).__name__])[0]}"
     return None if _END_MARKS.get(kind, b"\0no mark") in tail else _decode_fully(path)
 
 
+def _has_bytes(path: str) -> bool:
+    with open_bytes(path) as file:
+        return bool(file.read(1))
+
+
 def _decode_fully(path: str) -> str | None:
     from cvpipe.data.decode import read_image
-    from cvpipe.errors import ImageError
 
     try:
         read_image(path)

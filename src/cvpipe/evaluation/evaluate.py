@@ -11,6 +11,7 @@ from typing import Any
 
 from cvpipe.bundle import Bundle
 from cvpipe.config import DataSource
+from cvpipe.data.prepared import read_split, read_splits
 from cvpipe.data.splits import Split
 from cvpipe.data.targets import Objects
 from cvpipe.errors import CvpipeError, DataError, InputError, TrackingError
@@ -178,9 +179,9 @@ def labelled_split(bundle: Bundle, data: str | Path | DataSource | Split | None,
         return data, f"{data.name} split"
     if data is not None:
         source = data if isinstance(data, DataSource) else str(data)
-        return find_task(bundle.config.task).load_split(source, bundle.config, bundle.labels, name), str(data)
+        return read_split(find_task(bundle.config.task), source, bundle.config, bundle.labels, name), str(data)
     try:
-        splits = find_task(bundle.config.task).load_data(bundle.config)
+        splits = read_splits(find_task(bundle.config.task), bundle.config)
     except DataError as error:
         raise DataError(f"The data of the model's own config: {error} Or name other data to evaluate on.") from None
     if splits.labels != bundle.labels:

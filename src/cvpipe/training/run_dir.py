@@ -123,11 +123,11 @@ def open_run(config: Config, resume: bool) -> tuple[RunDir, RunState | None]:
             f"{config.where('training.output_dir')}: {run.path} holds a run already ({state.status}). Go on with it: "
             "--resume. Or choose another folder: training.output_dir=DIR"
         )
-    before, now = flatten(run.config_values()), config.flat()
+    before, now = _filled_in(run.config_values(), config), config.flat()
     changed = [
         f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
         for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and key not in _FREE
+        if before.get(key) != now.get(key) and key not in _FREE and not key.startswith("check.")
     ]
     if changed:
         raise InputError(
@@ -135,6 +135,14 @@ def open_run(config: Config, resume: bool) -> tuple[RunDir, RunState | None]:
             "Undo that, or start a new run without --resume."
         )
     return run, state
+
+
+def _filled_in(values: dict[str, Any], config: Config) -> dict[str, Any]:
+    """The flat settings of an earlier run; those that came later have their defaults, as they had in effect."""
+    try:
+        return type(config).model_validate(values).flat()
+    except ValueError:  # settings that are no more: shown as changed
+        return flatten(values)
 
 
 def _numbered(stem: str) -> list[tuple[int, Path]]:

@@ -182,9 +182,10 @@ def _train(config: Config, task: Task, run: RunDir, state: RunState | None) -> T
 
 def _load_data(config: Config, task: Task, run: RunDir) -> Splits:
     """Finds the images, checks what is known about them, and looks at every file once."""
+    from cvpipe.data.prepared import read_splits
     from cvpipe.data.verify import check_annotations, drop_bad_files
 
-    splits = task.load_data(config)
+    splits = read_splits(task, config)
     limit = getattr(config.data, "max_bad_annotations", 0.0)
     check_annotations(splits.problems, splits.annotations, limit, run.bad_annotations)
     return drop_bad_files(splits, config.data.max_bad_fraction, run.bad_files)
@@ -212,7 +213,7 @@ def _announce(
     config: Config, splits: Splits, run: RunDir, tracker: Tracker, module: TaskModule, settings: FitSettings
 ) -> None:
     """The decisions, and why."""
-    from cvpipe.data.module import worker_count
+    from cvpipe.data.workers import described
     from cvpipe.models.catalog import licenses_of
     from cvpipe.utils.device import choose_device, choose_precision
 
@@ -236,7 +237,7 @@ def _announce(
             + "; ".join(module.notes),
             "licences": str(licenses_of(config) or "not known"),
             "device": f"{device} ({why_device}), precision {precision} ({reason})",
-            "loading": f"{worker_count(config.training.num_workers)} processes",
+            "loading": described(config.training.num_workers, len(splits.train) * config.training.epochs),
             "training": f"{config.training.epochs} epochs, batches of {settings.batch_size}{effective}, "
             f"{config.training.optimizer}, learning rate {settings.learning_rate:g}"
             if module.learns_by_gradient
@@ -262,7 +263,9 @@ def _log_inputs(config: Config, splits: Splits, tracker: Tracker) -> None:
     """Config, environment and data set."""
     from cvpipe.bundle import library_versions
 
-    tracker.log_params(config.flat() | {"data.class_count": len(splits.labels.classes)})
+    # what `cvpipe data check` looks at has no part in the training
+    params = {key: value for key, value in config.flat().items() if not key.startswith("check.")}
+    tracker.log_params(params | {"data.class_count": len(splits.labels.classes)})
     tracker.set_tags({f"version.{name}": version for name, version in library_versions().items()})
     for split in splits.all():
         digest = hashlib.sha256()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from PIL import Image
 from cvpipe.config import AugmentConfig
 from cvpipe.data.batches import EpochBatches, seed_of
 from cvpipe.data.loader import Batch, ImageDataset, ImageOnly, Loader
-from cvpipe.data.module import ImageDataModule, worker_count
+from cvpipe.data.module import ImageDataModule
 from cvpipe.data.splits import Split
 from cvpipe.data.transforms import Augment, resize
 from cvpipe.errors import DataError
@@ -308,13 +307,3 @@ def test_the_data_module_reads_its_batch_size_late(folder: Path, tiny_config: An
     data = ImageDataModule(tiny_config, Splits(split, split, None, Labels(("a", "b")), "x"), to_16, COLLATE)
     data.batch_size = 8
     assert len(data.train_dataloader()) == 3
-
-
-def test_worker_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert worker_count(0) == 0
-    assert worker_count(13) == 13
-    cpus: Callable[[int], set[int]] = lambda _: set(range(64))  # noqa: E731
-    monkeypatch.setattr("os.sched_getaffinity", cpus, raising=False)
-    assert worker_count("auto") == 8
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
-    assert worker_count("auto") == 1

@@ -141,6 +141,20 @@ def from_file(name: str) -> Any:
     return load_config(name)
 
 
+def test_settings_that_came_later_have_their_defaults() -> None:
+    run = started(config(), "interrupted")
+    lines = (run.path / "config.yaml").read_text().splitlines()
+    older = [line for line in lines if "cache" not in line and "scaled_decoding" not in line]
+    assert len(older) < len(lines)
+    (run.path / "config.yaml").write_text("\n".join(older))
+    _, state = open_run(config(), resume=True)
+    assert state is not None
+    # what `cvpipe data check` accepts is no part of the training
+    open_run(config(**{"check.limits.leakage": 5}), resume=True)
+    with pytest.raises(InputError, match=r"data.scaled_decoding: True -> False"):
+        open_run(config(**{"data.scaled_decoding": False}), resume=True)
+
+
 def test_numbered_directories() -> None:
     conf = from_file("pets.yaml")
     assert open_run(conf, resume=False)[0].path == Path("runs/pets-0001")

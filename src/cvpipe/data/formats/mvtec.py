@@ -89,7 +89,8 @@ def load_inspections(config: Config) -> Splits:
     if isinstance(data.val, float) and "val" in splits:
         _only_good(splits["val"], places["val"], config.where("data.val"))
         splits["train"] = _joined(splits["train"], splits.pop("val"))
-    if "val" not in splits:
+    held_out = "val" not in splits
+    if held_out:
         splits["train"], splits["val"], held = hold_out_val(config, splits["train"], ["good"] * len(splits["train"]))
         notes.append(held)
     for name in ("train", "val"):
@@ -110,6 +111,7 @@ def load_inspections(config: Config) -> Splits:
         tuple(read.bad),
         problems=tuple(read.problems),
         annotations=read.annotations,
+        held_out=held_out,
     )
 
 
