@@ -200,6 +200,9 @@ class TrainingConfig(Section):
     freeze: Literal["none", "backbone"] = Field("none", description="backbone: train the last layer only")
     freeze_epochs: int | None = Field(None, ge=1, description="epochs that `freeze` lasts; left out: all")
     layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate from a layer to the one below")
+    validate_every: int = Field(
+        1, ge=1, description="epochs from one validation to the next; the last is validated too"
+    )
     early_stopping: int = Field(0, ge=0, description="epochs without improvement before training stops; 0: off")
     precision: Literal["auto", "32", "bf16", "16"] = Field("auto", description="auto: bf16 where the device has it")
     channels_last: bool = Field(True, description="memory layout that convolutions are fast in")

@@ -407,7 +407,7 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert "LOADED 0 []" in done.stdout, done.stdout + done.stderr
-    for verb in ("train", "evaluate", "register", "predict", "demo", "tasks", "config"):
+    for verb in ("train", "evaluate", "register", "predict", "demo", "tasks", "config", "data"):
         assert verb in done.stdout
 
 
@@ -425,6 +425,10 @@ VERBS = [
     ["config"],
     ["config", "check"],
     ["config", "reference"],
+    ["data"],
+    ["data", "check"],
+    ["data", "prepare"],
+    ["data", "bench"],
 ]
 
 

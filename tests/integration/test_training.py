@@ -80,7 +80,8 @@ def test_one_run_holds_everything(base: Any, base_uri: str) -> None:
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "run"
     assert client().get_experiment(run.info.experiment_id).name == "tests"
-    expected = {key: str(value) for key, value in parse_config(settings).flat().items()}
+    flat = parse_config(settings).flat()
+    expected = {key: str(value) for key, value in flat.items() if not key.startswith("check.")}
     assert {key: run.data.params[key] for key in expected} == expected
     assert run.data.params["data.class_count"] == "10"
     assert run.data.tags["version.torch"] == version("torch")
@@ -257,6 +258,15 @@ def test_early_stopping(small: Path, mlflow_uri: str, tmp_path: Path) -> None:
     assert scores[-1] <= scores[-2]
     assert all(later > earlier for earlier, later in itertools.pairwise(scores[:-1]))
     assert client().get_run(result.run_id).data.metrics["best/epoch"] == len(scores) - (scores[-1] < scores[-2])
+
+
+def test_validation_every_few_epochs(small: Path, mlflow_uri: str, tmp_path: Path) -> None:
+    result = cvpipe.train(values(small, tmp_path / "run", epochs=5, validate_every=3))
+    assert len(history(result, "val/accuracy")) == 2, "after the third epoch and the last"
+    assert client().get_run(result.run_id).data.metrics["best/epoch"] in (3, 5)
+    timed = cvpipe.train(values(small, tmp_path / "timed", epochs=100_000, validate_every=90_000, max_time="2s"))
+    assert len(history(timed, "val/accuracy")) == 1, "a training that ends for want of time is validated"
+    usable(timed, small)
 
 
 def test_max_time_ends_in_good_order(small: Path, mlflow_uri: str, tmp_path: Path) -> None:

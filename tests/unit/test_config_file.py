@@ -64,7 +64,7 @@ def test_the_documented_yaml_needs_data_only(tmp_path: Path) -> None:
         ("data: x\nepochs: 3\n", ["F:2: unknown key epochs. The key exists as training.epochs."]),
         (
             "data: x\nzzz: 3\n",
-            ["F:2: unknown key zzz. Known keys: task, model, data, training, evaluation, inference, tracking."],
+            ["F:2: unknown key zzz. Known keys: task, model, data, training, evaluation, inference, tracking, check."],
         ),
         (
             "data: x\ntraining:\n  epochs: many\n",
@@ -106,7 +106,7 @@ def test_the_documented_yaml_needs_data_only(tmp_path: Path) -> None:
         (
             "data:\n  val: 0.2\n",
             [
-                "F:1: data.train is missing (a folder, a manifest (.csv, .parquet, .jsonl), `demo:NAME`, or a mapping with `images` and `annotations` or `masks`). For a first "  # noqa: E501
+                "F:1: data.train is missing (a folder, a manifest (.csv, .parquet, .jsonl), `demo:NAME`, a mapping with `images` and `annotations` or `masks`; or what `cvpipe data prepare` made: a folder of shards, `delta:PATH`, `delta:PATH@7`, catalog.schema.table). For a first "  # noqa: E501
                 "try: `data: demo:digits`."
             ],
         ),

@@ -128,7 +128,9 @@ class Geometry:
 
     def _scaled(self, image: torch.Tensor) -> torch.Tensor:
         top, left, height, width = self.window
-        return resize(image[:, top : top + height, left : left + width], (self.place[2], self.place[3]))
+        part = resize(image[:, top : top + height, left : left + width], (self.place[2], self.place[3]))
+        # a window that is not resized is still a part of its image: rows that lie together, as resizing makes them
+        return part.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
     @property
     def _rows(self) -> slice:

@@ -180,6 +180,9 @@ class CheckpointWriter(Checkpoint):
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, module: TaskModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
+        if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
+            # whatever training.validate_every says: weights that end a training are measured
+            trainer.check_val_every_n_epoch = 1
         # the state at the last batch of an epoch is saved when the epoch has ended
         if trainer.is_last_batch or trainer.fit_loop._should_accumulate():
             return

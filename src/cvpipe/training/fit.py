@@ -254,7 +254,9 @@ def _callbacks(
         RandomState(),
     ]
     if training.early_stopping:
-        callbacks.append(EarlyStopping(monitor, patience=training.early_stopping, mode="max"))
+        # it counts validations
+        patience = math.ceil(training.early_stopping / training.validate_every)
+        callbacks.append(EarlyStopping(monitor, patience=patience, mode="max"))
     return writer, [*callbacks, writer]
 
 
@@ -281,6 +283,7 @@ def _trainer(
         max_epochs=config.training.epochs,
         max_time=config.training.max_time,
         accumulate_grad_batches=settings.accumulate,
+        check_val_every_n_epoch=config.training.validate_every,
         callbacks=callbacks,
         plugins=[VerifiedCheckpointIO(store)],
         logger=False,

@@ -37,6 +37,7 @@ class TrainingLog(Callback):
         self.waited = 0.0
         self._losses: list[tuple[int, torch.Tensor]] = []
         self._best = -float("inf")
+        self._validated = False
 
     def on_train_start(self, trainer: Trainer, module: TaskModule) -> None:  # type: ignore[override]
         self._total = max(1, module.total_steps)
@@ -47,6 +48,10 @@ class TrainingLog(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, module: TaskModule) -> None:  # type: ignore[override]
         self._ended = time.perf_counter()
+        self._validated = False
+
+    def on_validation_end(self, trainer: Trainer, module: TaskModule) -> None:  # type: ignore[override]
+        self._validated = True
 
     def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         wait = time.perf_counter() - self._ended
@@ -71,13 +76,15 @@ class TrainingLog(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: TaskModule) -> None:  # type: ignore[override]
         self._line(trainer, redraw=False, closing=True)
         logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        values = {key: value for key, value in logged.items() if key.startswith("val/")}
+        # an epoch without validation still has the values of an earlier one
+        values = {key: value for key, value in logged.items() if key.startswith("val/") and self._validated}
         self.history.append({"epoch": trainer.current_epoch + 1, **values})
-        if not values:
-            return
         # the parts of a loss, where a task logs them, go to the tracker alone
         parts = {key: value for key, value in logged.items() if key.startswith("train/")}
-        self.log_metrics(values | parts, trainer.global_step)
+        if values or parts:
+            self.log_metrics(values | parts, trainer.global_step)
+        if not values:
+            return
         shown = "  ".join(f"{key} {value:.4f}" for key, value in sorted(values.items()))
         score = values.get(module.monitor, -float("inf"))
         mark = "  * best" if score >= self._best else ""

@@ -232,3 +232,11 @@ def test_several_images_are_drawn_on_one_canvas() -> None:
     right.draw(two, canvas)
     assert torch.equal(canvas[:, :, :16], resize(one, (32, 16)))
     assert torch.equal(canvas[:, :, 16:], resize(two[:, :, 10:], (32, 16)))
+
+
+def test_a_window_that_is_not_resized_has_rows_of_its_own() -> None:
+    image = torch.randint(0, 256, (64, 80, 3), dtype=torch.uint8).permute(2, 0, 1)
+    geometry = fit_geometry((32, 32), (32, 32), "stretch").within((64, 80), 5, 7)
+    found = geometry.image(image)
+    assert torch.equal(found, image[:, 5:37, 7:39])
+    assert found.permute(1, 2, 0).is_contiguous(), "as resizing makes them: batches are put together without turning"

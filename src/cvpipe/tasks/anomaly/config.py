@@ -10,7 +10,7 @@ from cvpipe.config import Config, DataConfig, Fraction, InferenceConfig, ModelCo
 
 _GRADIENTS = (
     *("epochs", "learning_rate", "optimizer", "weight_decay", "schedule", "warmup", "gradient_clip", "accumulate"),
-    *("ema", "freeze", "freeze_epochs", "layer_decay", "early_stopping"),
+    *("ema", "freeze", "freeze_epochs", "layer_decay", "early_stopping", "validate_every"),
 )
 """Settings of fits that go by gradients."""
 
