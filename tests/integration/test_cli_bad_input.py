@@ -461,3 +461,15 @@ def test_version(capfd: Any) -> None:
 
     assert run(["--version"]) == 0
     assert cvpipe.__version__ in capfd.readouterr().out
+
+
+def test_as_a_module() -> None:
+    import cvpipe
+
+    done = subprocess.run(
+        [sys.executable, "-m", "cvpipe", "--version"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert cvpipe.__version__ in done.stdout
+    bad = subprocess.run([sys.executable, "-m", "cvpipe", "trian"], capture_output=True, text=True, timeout=60)
+    assert bad.returncode == 2
+    assert "cvpipe" in bad.stderr
