@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cvpipe.config import Config
-from cvpipe.data.packed.codec import labels_of
+from cvpipe.data.packed.codec import Layout, labels_of
+from cvpipe.data.packed.index import Index, SplitFiles
 from cvpipe.data.packed.rows import THREADS, Item, items_of, root_of, sha256_at, unchanged
+from cvpipe.data.packed.shrink import Shrink
 from cvpipe.data.splits import BadFile, Splits
 from cvpipe.data.verify import write_bad_files
 from cvpipe.errors import DataError, ImageError
@@ -230,6 +232,26 @@ def _state(item: Item, row: Mapping[str, Any] | None) -> str:
         return "new"
     same = row["split"] == item.split and row["group"] == item.group and unchanged(item, row)
     return "unchanged" if same else "changed"
+
+
+def index_of(config: Config, splits: Splits, layout: Layout, shrink: Shrink, files: Mapping[str, SplitFiles]) -> Index:
+    """What says how the rows of a data set are to be read.
+
+    Args:
+        files: the shards of each split; none for a table.
+    """
+    return Index(
+        task=config.task,
+        labels=splits.labels,
+        layout=layout,
+        source=str(config.data.train),
+        source_format=splits.format,
+        val=config.data.val if isinstance(config.data.val, float) else None,
+        held_out=splits.held_out,
+        shrink=shrink,
+        splits=dict(files),
+        notes=notes_of(splits),
+    )
 
 
 def notes_of(splits: Splits) -> tuple[str, ...]:

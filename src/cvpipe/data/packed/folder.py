@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cvpipe.config import Config
-from cvpipe.data.packed.changes import KNOWN_COLUMNS, Known, Prepared, Wanted, check_bad, class_table, compare, notes_of
+from cvpipe.data.packed.changes import KNOWN_COLUMNS, Known, Prepared, Wanted, check_bad, class_table, compare, index_of
 from cvpipe.data.packed.codec import Layout, schema
 from cvpipe.data.packed.index import Index, SplitFiles, check_files, is_shards, load_index
 from cvpipe.data.packed.rows import Item, load_decoders, make_rows
@@ -74,18 +74,8 @@ def prepare_shards(
                     info = _write(folder, chunk, labels.classes, shrink, config.inference.max_pixels, progress)
                 done[name].append(info)
     rows = {name: _rows(folder, files) for name, files in done.items()}
-    index = Index(
-        task=config.task,
-        labels=labels,
-        layout=layout,
-        source=str(config.data.train),
-        source_format=splits.format,
-        val=config.data.val if isinstance(config.data.val, float) else None,
-        held_out=splits.held_out,
-        shrink=shrink,
-        splits={name: SplitFiles(tuple(files), _order(wanted.items[name], rows[name])) for name, files in done.items()},
-        notes=notes_of(splits),
-    )
+    parts = {name: SplitFiles(tuple(files), _order(wanted.items[name], rows[name])) for name, files in done.items()}
+    index = index_of(config, splits, layout, shrink, parts)
     bad = [BadFile(name, row["path"], row["error"]) for name, part in rows.items() for row in part if row["error"]]
     report = check_bad([*splits.bad, *bad], total + len(splits.bad), config, folder / "bad_files.csv")
     index.write(folder)

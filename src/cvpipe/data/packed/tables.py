@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cvpipe.config import Config
-from cvpipe.data.packed.changes import KNOWN_COLUMNS, Known, Prepared, check_bad, class_table, compare, notes_of
+from cvpipe.data.packed.changes import KNOWN_COLUMNS, Known, Prepared, check_bad, class_table, compare, index_of
 from cvpipe.data.packed.codec import Layout, schema
 from cvpipe.data.packed.delta import Part, Table, cache_name
 from cvpipe.data.packed.folder import remove_unused
@@ -60,18 +60,7 @@ def prepare_table(
     wanted = compare(config, splits, known, only)
     labels = splits.labels
     layout = Layout.of([item.target for item in wanted.all()], labels.multi_label, config.where("data.train"))
-    index = Index(
-        task=config.task,
-        labels=labels,
-        layout=layout,
-        source=str(config.data.train),
-        source_format=splits.format,
-        val=config.data.val if isinstance(config.data.val, float) else None,
-        held_out=splits.held_out,
-        shrink=shrink,
-        splits={},
-        notes=notes_of(splits),
-    )
+    index = index_of(config, splits, layout, shrink, {})
     table.set_index(index.to_dict() | {"complete": bool(known.rows)})
     groups = {
         state: [item for item in wanted.all() if wanted.states[item.path] == state] for state in ("new", "changed")
